@@ -1,0 +1,59 @@
+# make run | test | lint | bench | clean. Each sets up what it needs; a second run starts at once.
+# Settings: STUDIES=folder HOST=127.0.0.1 PORT=8000 CONF="--conf key value ..." PYTHON=python3.12
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# A python3.N on PATH may be a shim without an interpreter behind it, so each is tried.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+STUDIES ?= demo/images
+HOST ?= 127.0.0.1
+PORT ?= 8000
+CONF ?=
+
+.PHONY: help run test lint format bench clean
+
+help:
+	@sed -n '1,2p' Makefile
+
+run: .venv/installed $(if $(filter demo/images,$(STUDIES)),demo/images)
+	$(BIN)/nextslice serve --studies $(STUDIES) --host $(HOST) --port $(PORT) $(CONF)
+
+test: .venv/developer
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/developer
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/developer
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/developer
+	$(BIN)/python -m bench.speed $(ARGS)
+
+demo/images: | .venv/installed
+	$(BIN)/nextslice demo-data demo
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "NextSlice needs Python 3.11 or 3.12 on PATH (or: make PYTHON=/path/to/python3.11)."; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "Python has no venv module; Debian keeps it in a package of its own."; \
+		test "$$(id -u)" = 0 || { echo "Run: sudo apt-get install $(notdir $(PYTHON))-venv"; exit 1; }; \
+		apt-get update && apt-get install -y $(notdir $(PYTHON))-venv; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: requirements.txt pyproject.toml $(wildcard third_party/*/pyproject.toml third_party/*/*/*.py) | .venv/bin/python
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/developer: .venv/installed
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf .venv demo .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,1 @@
+"""Phantoms, a robot annotator, and benchmarks against peers."""

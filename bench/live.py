@@ -1,0 +1,237 @@
+"""Servers as processes of their own, and how long they take to answer."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import psutil
+from tqdm import tqdm
+
+CLIENTS = 8
+_HOST = "127.0.0.1"
+_START_SECONDS = 300
+_STOP_SECONDS = 20
+_ANSWER_SECONDS = 600
+_WARM_UP = 2
+
+
+@contextmanager
+def one_core() -> Iterator[str]:
+    """This process and all that it starts on one core, so that the other cores' work does not reach the figures.
+
+    Yields where that is, in words; the system may have no pinning.
+    """
+    if not hasattr(os, "sched_setaffinity"):
+        yield "not pinned (this system cannot)"
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield f"clients and servers pinned together to core {min(before)}"
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@dataclass
+class Server:
+    """A server that runs while the block does.
+
+    Attributes:
+        command: what starts it; the address is added.
+        home: a folder for its log and whatever it keeps in the user's home.
+    """
+
+    command: Sequence[str]
+    home: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+    port: int = field(default_factory=lambda: _free_port())
+    _process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self.home.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", *self.command, "--host", _HOST, "--port", str(self.port)]
+        environment = {**os.environ, **self.env, "HOME": str(self.home)}
+        with open(self._log, "wb") as log:
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=self.home, env=environment, start_new_session=True
+            )
+        try:
+            self._await_answer()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End it and everything it started: its session is its own."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+    def _await_answer(self) -> None:
+        assert self._process is not None
+        until = time.monotonic() + _START_SECONDS
+        while time.monotonic() < until and self._process.poll() is None:
+            try:
+                if httpx.get(f"{self._url}/info/", timeout=_ANSWER_SECONDS).status_code == 200:
+                    return
+            except httpx.TransportError:
+                time.sleep(0.2)
+        raise RuntimeError(f"{' '.join(self.command)} did not start: {self._log.read_text()[-3000:]}")
+
+    @property
+    def _url(self) -> str:
+        return f"http://{_HOST}:{self.port}"
+
+    @property
+    def _log(self) -> Path:
+        return self.home / "server.log"
+
+    def request(self, method: str, path: str, **content: Any) -> httpx.Request:
+        """A request with its body encoded, ready to be sent."""
+        request = httpx.Request(method, f"{self._url}{path}", **content)
+        request.read()
+        return request
+
+    def get(self, path: str) -> Any:
+        """The JSON answer of a GET."""
+        return send(self.request("GET", path))[1]
+
+    def processes(self) -> list[psutil.Process]:
+        """The server, then what it started."""
+        assert self._process is not None
+        server = psutil.Process(self._process.pid)
+        return [server, *server.children(recursive=True)]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def send(request: httpx.Request, ready: Callable[[], object] = lambda: None) -> tuple[float, Any]:
+    """Milliseconds from sending to the last byte of the answer, and the answer's JSON.
+
+    By the standard library's client, on an open connection: a client that is slow itself would make servers look alike.
+
+    Args:
+        ready: called between connecting and sending.
+
+    Raises:
+        RuntimeError: the answer is not 200.
+    """
+    connection = http.client.HTTPConnection(_HOST, request.url.port, timeout=_ANSWER_SECONDS)
+    connection.connect()
+    try:
+        ready()
+        began = time.perf_counter()
+        connection.request(request.method, request.url.raw_path.decode(), request.content, dict(request.headers))
+        answer = connection.getresponse()
+        content = answer.read()
+        took = time.perf_counter() - began
+    finally:
+        connection.close()
+    if answer.status != 200:
+        raise RuntimeError(f"{request.method} {request.url} answered {answer.status}: {content[:500]!r}")
+    return 1000 * took, json.loads(content)
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One kind of request to one server.
+
+    Attributes:
+        requests: as many as are measured, each a different one where that matters.
+        check: raises RuntimeError if an answer is not the one that is to be measured.
+    """
+
+    requests: Iterator[httpx.Request]
+    check: Callable[[Any], None]
+
+    def alone(self) -> float:
+        """Milliseconds of one request."""
+        took, answer = send(next(self.requests))
+        self.check(answer)
+        return took
+
+    def together(self, clients: ThreadPoolExecutor) -> float:
+        """Answers a second when CLIENTS requests are sent at the same moment."""
+        line = threading.Barrier(CLIENTS + 1)
+        sent = [clients.submit(send, next(self.requests), line.wait) for _ in range(CLIENTS)]
+        line.wait()
+        began = time.perf_counter()
+        answers = [future.result()[1] for future in sent]
+        took = time.perf_counter() - began
+        for answer in answers:
+            self.check(answer)
+        return CLIENTS / took
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How often each request is made: `calls` by one client, then `rounds` of CLIENTS at once."""
+
+    calls: int
+    rounds: int
+
+    @property
+    def requests(self) -> int:
+        """All requests of a lane, with the warm-up."""
+        return _WARM_UP + self.calls + CLIENTS * self.rounds
+
+
+@dataclass
+class Times:
+    """What a lane took.
+
+    Attributes:
+        ms: of each request of one client.
+        per_second: answers a second of each round of CLIENTS at once.
+    """
+
+    ms: list[float] = field(default_factory=list)
+    per_second: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.ms)
+
+
+def race(lanes: Mapping[str, Lane], effort: Effort, title: str) -> dict[str, Times]:
+    """The times of each lane, taken in turns, so that whatever slows the machine slows all of them."""
+    found = {name: Times() for name in lanes}
+    for lane in lanes.values():
+        for _ in range(_WARM_UP):
+            lane.alone()
+    with (
+        tqdm(total=effort.calls + effort.rounds, desc=title, unit="turn", leave=False, disable=None) as bar,
+        ThreadPoolExecutor(CLIENTS) as clients,
+    ):
+        for _ in range(effort.calls):
+            for name, lane in lanes.items():
+                found[name].ms.append(lane.alone())
+            bar.update()
+        for _ in range(effort.rounds):
+            for name, lane in lanes.items():
+                found[name].per_second.append(lane.together(clients))
+            bar.update()
+    return found

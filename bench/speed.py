@@ -1,0 +1,85 @@
+"""Speed in one run: serving beside stock MONAI Label, a million slices, and the sweep beside its forward passes.
+
+`python -m bench.speed` prints tables with ratios. Ratios within one run are what to compare: milliseconds belong to the
+machine, and to what else it does.
+"""
+
+import os
+import platform
+import tempfile
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from tqdm import tqdm
+
+from bench import million, serving, sweep_speed
+from bench.live import Effort, one_core
+
+_DATA = Path(__file__).parent.parent.parent / "shared" / "data"
+
+
+class Part(StrEnum):
+    """What can be measured by itself."""
+
+    serving = "serving"
+    million = "million"
+    sweep = "sweep"
+
+
+def main(
+    quick: Annotated[bool, typer.Option("--quick", help="smaller pools and fewer calls")] = False,
+    only: Annotated[Part | None, typer.Option(help="one part instead of all")] = None,
+    data: Annotated[
+        Path, typer.Option(help="folder with hippocampus/ and acdc/; phantoms where they are not there")
+    ] = _DATA,
+) -> None:
+    """Measure how fast NextSlice is, and print it."""
+    parts: dict[Part, Callable[[Path, Path, bool], str]] = {
+        Part.serving: _serving,
+        Part.million: _million,
+        Part.sweep: _sweep,
+    }
+    for part in [only] if only else list(parts):
+        with tempfile.TemporaryDirectory(prefix="nextslice-speed-") as folder:
+            tqdm.write(parts[part](data, Path(folder), quick))
+    tqdm.write(f"\n{_machine()}")
+
+
+def _effort(quick: bool) -> Effort:
+    return Effort(calls=8, rounds=2) if quick else Effort(calls=20, rounds=5)
+
+
+def _serving(data: Path, folder: Path, quick: bool) -> str:
+    case = serving.Case.of(data, folder)
+    with one_core() as where:
+        sizes = (100, 1000) if quick else (100, 1000, 10_000)
+        found = [serving.serve(case, images, _effort(quick), folder / str(images)) for images in sizes]
+    return f"{serving.report(found)}\nConditions: {where}; requests to the servers in turns; median (min-max)."
+
+
+def _million(data: Path, folder: Path, quick: bool) -> str:
+    with one_core() as where:
+        found = million.measure(1000 if quick else 10_000, _effort(quick), folder)
+    return f"{million.report(found)}\nConditions: {where}; requests to the servers in turns; median (min-max)."
+
+
+def _sweep(data: Path, folder: Path, quick: bool) -> str:
+    found = [sweep_speed.compare(each, 3 if quick else 7) for each in sweep_speed.datasets(data, folder, quick=quick)]
+    return f"{sweep_speed.report(found)}\nConditions: {torch.get_num_threads()} threads; the three in turns; median (min-max) of the ratios."
+
+
+def _machine() -> str:
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    load = f", load average now {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    return (
+        f"Machine: {platform.machine()}, {os.cpu_count()} cores{load}, {device}; Python {platform.python_version()}, "
+        f"torch {torch.__version__}.\nThe machine may be doing other work: compare the ratios, not the milliseconds."
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

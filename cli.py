@@ -1,0 +1,148 @@
+"""nextslice: serve, annotate, demo-data, strategies, doctor."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from loop.errors import NextSliceError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Active learning for medical images.")
+
+_APP_DIR = Path(__file__).parent / "apps" / "radiology"
+_LOCAL = "127.0.0.1"
+
+
+@app.command()
+def serve(
+    studies: Annotated[str, typer.Option("--studies", "-s", help="folder with the volumes")],
+    conf: Annotated[
+        list[str] | None, typer.Option("--conf", "-c", help="a setting: key value (or key=value); repeat for more")
+    ] = None,
+    host: Annotated[str, typer.Option(help="address to listen on")] = _LOCAL,
+    port: Annotated[int, typer.Option(help="port to listen on", min=1, max=65535)] = 8000,
+    app_dir: Annotated[Path, typer.Option("--app", help="app folder")] = _APP_DIR,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning, error")] = "info",
+) -> None:
+    """Start the server."""
+    pairs = [text.partition("=") for text in conf or []]
+    wrong = [text for text, equals, _ in pairs if not equals]
+    if wrong:
+        _fail(f"--conf needs key=value, got {wrong[0]!r}.")
+    settings = {key: value for key, _, value in pairs}
+    folder = Path(studies)
+    if not studies.startswith(("http://", "https://")) and not folder.is_dir():
+        _fail(
+            f"--studies must be a folder that is there, got {studies!r}. `nextslice demo-data {studies}` makes one to try."
+        )
+    # Imported late: MONAI Label takes seconds that the other commands need not wait for.
+    from loop.assembly import checked_config
+
+    try:
+        checked_config(studies, settings)
+    except NextSliceError as error:
+        _fail(str(error))
+    _start_server(app_dir, studies, settings, host, port, log_level)
+
+
+def _start_server(app_dir: Path, studies: str, conf: dict[str, str], host: str, port: int, log_level: str) -> None:
+    from monailabel.main import Main
+
+    arguments = ["start_server", "--app", str(app_dir), "--studies", studies, "--host", host, "--port", str(port)]
+    arguments += ["--uvicorn_app", "server.app:application", "--log_level", log_level, "--verbose", log_level.upper()]
+    for key, value in conf.items():
+        arguments += ["--conf", key, value]
+    shown = "localhost" if host in ("0.0.0.0", "::") else host
+    typer.echo(f"NextSlice is starting at http://{shown}:{port}  (studies: {studies})")
+    sys.argv = ["monailabel", *arguments]
+    Main(actions="start_server").run()
+
+
+@app.command("demo-data")
+def demo_data(
+    folder: Annotated[Path, typer.Argument(help="made with images/, labels/ (the ground truth)")],
+    patients: Annotated[int, typer.Option(min=1, help="how many patients")] = 40,
+    seed: Annotated[int, typer.Option(min=0, help="same seed, same data")] = 0,
+) -> None:
+    """Write phantom volumes with ground truth, to try everything on."""
+    from bench.phantom import write_phantoms
+
+    try:
+        ids = write_phantoms(folder, patients=patients, seed=seed, progress=True)
+    except FileExistsError as error:
+        _fail(str(error))
+    typer.echo(f"Wrote {len(ids)} volumes. Serve them with: nextslice serve --studies {folder / 'images'}")
+
+
+@app.command()
+def annotate(
+    truth: Annotated[Path, typer.Option(help="folder with a ground-truth label for every image, named like the image")],
+    server: Annotated[str, typer.Option(help="address of the server")] = "http://127.0.0.1:8000",
+    strategy: Annotated[str, typer.Option(help="strategy to ask with; empty is the server's default")] = "",
+    until: Annotated[int, typer.Option(min=1, help="stop when this many slices are annotated")] = 40,
+    annotator: Annotated[str, typer.Option(help="name to annotate under")] = "robot",
+    evaluate: Annotated[int, typer.Option(min=0, help="volumes of unseen patients to measure Dice on; 0: none")] = 12,
+    timeout: Annotated[float, typer.Option(min=1, help="give up after this many seconds without progress")] = 900.0,
+) -> None:
+    """Play the annotator: ask, submit the ground truth of the asked slices, wait for the new model, ask again."""
+    from bench.robot import RobotError, annotate_until, terminal
+
+    try:
+        annotate_until(server, truth, strategy, until, annotator, evaluate, timeout, terminal)
+    except (RobotError, NextSliceError) as error:
+        _fail(str(error))
+
+
+@app.command("strategies")
+def list_strategies() -> None:
+    """What can be asked with."""
+    import strategies
+
+    for row in strategies.table():
+        needs = "needs a model" if row["needs_model"] else "needs no model"
+        typer.echo(f"{row['name']:<20} {row['asks_for']} ({needs})" + (f"  [{row['source']}]" if row["source"] else ""))
+        for parameter in row["parameters"]:
+            typer.echo(f"{'':<20}   {parameter['name']} = {parameter['default']!r}: {parameter['help']}")
+
+
+@app.command()
+def doctor(
+    studies: Annotated[str, typer.Option("--studies", "-s", help="folder to look at too")] = "",
+) -> None:
+    """Check the installation, the device, and a studies folder; says what is wrong and what to do."""
+    from bench.doctor import examine
+
+    findings = examine(studies)
+    for finding in findings:
+        typer.echo(
+            f"{'ok  ' if finding.ok else 'BAD '} {finding.what}"
+            + (f"\n     {finding.way_out}" if finding.way_out else "")
+        )
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"nextslice: {message}", err=True)
+    raise typer.Exit(2)
+
+
+def _paired(arguments: list[str]) -> list[str]:
+    """`--conf key value`, as MONAI Label writes it, turned into `--conf key=value`."""
+    joined, rest = [], iter(arguments)
+    for argument in rest:
+        joined.append(argument)
+        if argument in ("--conf", "-c"):
+            key = next(rest, "")
+            joined.append(key if "=" in key else f"{key}={next(rest, '')}")
+    return joined
+
+
+def main() -> None:
+    """Entry point."""
+    app(_paired(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

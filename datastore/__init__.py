@@ -1,0 +1,1 @@
+"""Images and labels on disk, and the door they come through."""

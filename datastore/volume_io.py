@@ -1,0 +1,197 @@
+"""Volumes from and to files: NIfTI (nibabel), NRRD and MetaImage (SimpleITK), always as (i, j, k) voxels with a RAS affine."""
+
+import gzip
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import numpy.typing as npt
+import SimpleITK as sitk
+
+from loop.durable import atomic
+from loop.errors import BadInput
+
+Affine = npt.NDArray[np.float64]
+
+NIFTI = (".nii.gz", ".nii")
+ITK = (".seg.nrrd", ".nrrd", ".mha")
+SUFFIXES = NIFTI + ITK
+"""What can be read and written; .mhd and .nhdr are left out because they name another file to read voxels from."""
+
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# A gzip level that is about five times faster than the default; masks compress well all the same.
+_GZIP_LEVEL = 1
+_HEAD_BYTES = 1 << 20
+"""How much of a file is searched for names of other files; no header is longer."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is known of a volume without its voxels: shape in voxels and the (4, 4) affine to RAS mm."""
+
+    shape: tuple[int, ...]
+    affine: Affine
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel size in mm along i, j, k."""
+        i, j, k = (float(length) for length in np.linalg.norm(self.affine[:3, :3], axis=0))
+        return i, j, k
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Voxels (I, J, K) and their (4, 4) affine to RAS mm."""
+
+    array: npt.NDArray[Any]
+    affine: Affine
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        return Header(self.array.shape, self.affine).spacing
+
+
+def suffix_of(name: str) -> str:
+    """The file type a name claims.
+
+    Raises:
+        BadInput: not one that can be read.
+    """
+    lowered = name.lower()
+    for suffix in SUFFIXES:
+        if lowered.endswith(suffix):
+            return suffix
+    raise BadInput(f"The file must be one of {', '.join(SUFFIXES)}, got {Path(name).name[:100]!r}.")
+
+
+def read_header(path: Path) -> Header:
+    """Shape and affine of a 3-D volume; no voxel is read.
+
+    Raises:
+        BadInput: not a readable image, not 3-D, or without usable geometry.
+    """
+    with _explained(path):
+        header = _nifti_header(path) if suffix_of(path.name) in NIFTI else _itk_header(path)
+    if len(header.shape) != 3:
+        raise BadInput(f"{path.name} must be a 3-D volume, got {len(header.shape)} dimensions {header.shape}.")
+    if min(header.shape) < 1:
+        raise BadInput(f"{path.name} must have voxels, got shape {header.shape}.")
+    if not np.isfinite(header.affine).all() or abs(np.linalg.det(header.affine[:3, :3])) < 1e-9:
+        raise BadInput(f"{path.name} has no usable geometry: its affine is singular or not finite.")
+    return header
+
+
+def read_volume(path: Path) -> Volume:
+    """Voxels and geometry, after the checks of `read_header`.
+
+    Raises:
+        BadInput: as `read_header`; truncated; complex or colour voxels.
+    """
+    header = read_header(path)
+    with _explained(path):
+        if suffix_of(path.name) in NIFTI:
+            array = np.asanyarray(nib.load(path).dataobj)
+            array = array.reshape(header.shape)
+        else:
+            array = sitk.GetArrayFromImage(_itk_reader(path).Execute()).transpose(2, 1, 0)
+    if array.dtype.kind not in "iufb":
+        raise BadInput(f"{path.name} must hold real numbers, got {array.dtype}.")
+    return Volume(array, header.affine)
+
+
+def write_volume(path: Path, array: npt.NDArray[Any], affine: Affine) -> None:
+    """Write atomically: whoever reads `path` sees the old file or the whole new one, also after a crash."""
+    suffix = suffix_of(path.name)
+    with atomic(path, suffix) as temporary:
+        if suffix in NIFTI:
+            _write_nifti(temporary, array, affine)
+        else:
+            _write_itk(temporary, array, affine)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BadInput:
+        raise
+    except MemoryError:
+        raise BadInput(f"{path.name} claims more voxels than fit into memory.") from None
+    # nibabel, zlib and ITK raise whatever their parsers meet; all of it means that the file is not what it should be.
+    except Exception as error:  # noqa: BLE001
+        reason = str(error).strip().splitlines()[-1][:200] if str(error).strip() else type(error).__name__
+        raise BadInput(f"{path.name} could not be read as an image: {reason}") from None
+
+
+def _nifti_header(path: Path) -> Header:
+    image = nib.load(path)
+    shape = tuple(int(n) for n in image.shape)
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    return Header(shape, np.asarray(image.affine, np.float64))
+
+
+def _itk_header(path: Path) -> Header:
+    _refuse_outside_data(path)
+    reader = _itk_reader(path)
+    reader.ReadImageInformation()
+    if reader.GetNumberOfComponents() != 1:
+        raise BadInput(
+            f"{path.name} must have one value a voxel, got {reader.GetNumberOfComponents()} (overlapping segments or colour)."
+        )
+    n = reader.GetDimension()
+    affine = np.eye(4)
+    if n == 3:
+        affine[:3, :3] = np.reshape(reader.GetDirection(), (3, 3)) * reader.GetSpacing()
+        affine[:3, 3] = reader.GetOrigin()
+    return Header(tuple(reader.GetSize()), _LPS_TO_RAS @ affine)
+
+
+def _itk_reader(path: Path) -> sitk.ImageFileReader:
+    """Reads the format that the name claims and no other: ITK would go by the content, of HDF5 with its links for one."""
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("MetaImageIO" if suffix_of(path.name) == ".mha" else "NrrdImageIO")
+    reader.SetFileName(str(path))
+    return reader
+
+
+def _refuse_outside_data(path: Path) -> None:
+    """A header that names another file would make us read that file's bytes as voxels."""
+    with open(path, "rb") as file:
+        head = file.read(_HEAD_BYTES)
+    if suffix_of(path.name) == ".mha":
+        # The parser skips blanks and takes ":" for "=": whatever else mentions the field is refused with it.
+        mentions = re.findall(rb"elementdatafile", head, re.IGNORECASE)
+        if len(mentions) != 1 or not re.search(rb"(?:^|\n)ElementDataFile ?= ?LOCAL[ \t\r]*\n", head, re.IGNORECASE):
+            raise BadInput(f"{path.name} must hold its own voxels (ElementDataFile = LOCAL, once).")
+    # Lines may end in a lone carriage return.
+    elif re.search(rb"[\r\n]data ?file:", head, re.IGNORECASE):
+        raise BadInput(f"{path.name} must hold its own voxels, its header names another data file.")
+    elif len(head) == _HEAD_BYTES and b"\n\n" not in head and b"\r\n\r\n" not in head:
+        raise BadInput(f"{path.name} must have a header of less than {_HEAD_BYTES} bytes.")
+
+
+def _write_nifti(path: Path, array: npt.NDArray[Any], affine: Affine) -> None:
+    image = nib.Nifti1Image(array, affine)
+    image.header.set_xyzt_units("mm", "sec")
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1, strip_shears=True)
+    data = image.to_bytes()
+    if path.name.endswith(".gz"):
+        data = gzip.compress(data, _GZIP_LEVEL, mtime=0)
+    path.write_bytes(data)
+
+
+def _write_itk(path: Path, array: npt.NDArray[Any], affine: Affine) -> None:
+    lps = _LPS_TO_RAS @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0)))
+    image.SetSpacing(spacing.tolist())
+    image.SetDirection((lps[:3, :3] / spacing).ravel().tolist())
+    image.SetOrigin(lps[:3, 3].tolist())
+    sitk.WriteImage(image, str(path), useCompression=True)

@@ -1,0 +1,1 @@
+"""Running a network: views for sweeps, masks for viewers."""

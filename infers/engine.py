@@ -1,0 +1,224 @@
+"""The engine: preprocessed images in, probabilities on the image's own grid out."""
+
+import queue
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from datastore.volume_io import Volume, read_volume
+from loop.errors import BadInput
+from loop.pool import Pool
+from loop.signals import Batch
+from models.preprocess import Prepared, prepare, restore
+from models.spec import ModelSpec
+from models.weights import load_into
+
+_PREFETCH = 2
+"""Images read ahead while the network runs; more only costs memory."""
+
+
+def pick_device(wanted: str) -> torch.device:
+    """The device a setting means; "auto" is CUDA where it is there.
+
+    Raises:
+        BadInput: CUDA is asked for and not there, or no such device.
+    """
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", wanted):
+        raise BadInput(f"device must be auto, cpu, cuda or cuda:N, got {wanted!r}.")
+    device = torch.device(wanted)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise BadInput(f"device {wanted!r} is not there: this machine has {torch.cuda.device_count()} CUDA devices.")
+    return device
+
+
+class Segmenter:
+    """A network with weights, ready to predict.
+
+    Args:
+        weights: None leaves the network as `seed` initialised it.
+        batch: most items in one forward pass.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: Mapping[str, Tensor] | None,
+        *,
+        device: torch.device,
+        batch: int = 64,
+        seed: int = 0,
+    ) -> None:
+        self.spec, self.device, self.batch = spec, device, batch
+        network = spec.network(seed)
+        if weights is not None:
+            load_into(network, weights, spec.name)
+        self.network = network.to(device).eval()
+
+    def probabilities(self, data: Tensor) -> Tensor:
+        """(B, 1, *padded) -> softmax (B, C, *padded) float32 on the device."""
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
+            data = data.to(self.device, non_blocking=True)
+            logits = self._windows(data) if self._too_large(data) else self.network(data)
+            return torch.softmax(logits.float(), dim=1)
+
+    def _too_large(self, data: Tensor) -> bool:
+        return self.spec.spatial_dims == 3 and max(data.shape[2:]) > self._window()[0]
+
+    def _window(self) -> tuple[int, ...]:
+        return self.spec.whole_patch or (self.spec.largest_patch,) * self.spec.spatial_dims
+
+    def _windows(self, data: Tensor) -> Tensor:
+        from monai.inferers import sliding_window_inference
+
+        logits: Tensor = sliding_window_inference(data, self._window(), 2, self.network, overlap=0.25, mode="gaussian")
+        return logits
+
+    def predict(self, volume: Volume, axis: int) -> npt.NDArray[np.uint8]:
+        """The mask (I, J, K): the likeliest class of each voxel."""
+        prepared = prepare(self.spec, volume.array, volume.spacing, axis)
+        parts = []
+        for start in range(0, len(prepared.data), self.batch):
+            probs = restore(prepared, self.probabilities(prepared.data[start : start + self.batch]))
+            parts.append(probs.argmax(1).to(torch.uint8).cpu())
+        items = torch.cat(parts)
+        mask = items.movedim(0, axis) if self.spec.spatial_dims == 2 else items[0]
+        found: npt.NDArray[np.uint8] = mask.contiguous().numpy()
+        return found
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a pool's volume number is read from."""
+
+    image_id: str
+    path: Path
+    axis: int
+
+
+@dataclass(frozen=True)
+class _Items:
+    """One image's share of a batch: which of its items, on which input."""
+
+    prepared: Prepared
+    positions: Sequence[int]
+
+
+class PoolViews:
+    """Views of a pool's items by one network: every image is read and preprocessed once, ahead of the forward passes.
+
+    Args:
+        sources: one for each volume number of the pool.
+        unreadable: told (image id, reason) of an image that could not be read; its rows are left out.
+        done: told how many rows are finished after each image.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        pool: Pool,
+        sources: Sequence[Source],
+        *,
+        unreadable: Callable[[str, str], None],
+        done: Callable[[int], None] = lambda rows: None,
+    ) -> None:
+        self.segmenter, self.pool, self.sources = segmenter, pool, sources
+        self._unreadable, self._done = unreadable, done
+
+    def batches(self, rows: npt.NDArray[np.int64]) -> Iterator[Batch]:
+        """Batches of at most the segmenter's size, each within one image, in pool order."""
+        order = rows[np.argsort(self.pool.volume[rows], kind="stable")]
+        groups = np.split(order, np.flatnonzero(np.diff(self.pool.volume[order])) + 1) if len(order) else []
+        for group, prepared in _ahead(self._read, groups):
+            if prepared is not None:
+                size = self.segmenter.batch if self._per_slice else len(group)
+                for start in range(0, len(group), size):
+                    part = group[start : start + size]
+                    yield Batch(part, _Items(prepared, self.pool.position[part].tolist()))
+            self._done(len(group))
+
+    @property
+    def _per_slice(self) -> bool:
+        """Whether an item is one input of the network: a slice of a 2-D model."""
+        return self.segmenter.spec.spatial_dims == 2 and self.pool.position[0] >= 0
+
+    def _read(self, group: npt.NDArray[np.int64]) -> Prepared | None:
+        source = self.sources[int(self.pool.volume[group[0]])]
+        try:
+            volume = read_volume(source.path)
+            if (last := int(self.pool.position[group].max())) >= volume.array.shape[source.axis]:
+                raise BadInput(f"The file changed: it has no slice {last} any more.")
+            return prepare(self.segmenter.spec, volume.array, volume.spacing, source.axis)
+        except BadInput as error:
+            self._unreadable(source.image_id, str(error))
+            return None
+
+    def compute(self, batch: Batch, views: frozenset[str]) -> Mapping[str, Tensor]:
+        """The asked views; "probs" is softmax (B, C, *S) on the image's own grid."""
+        strange = views - {"probs"}
+        if strange:
+            raise ValueError(f"This engine has no view {sorted(strange)}; it has probs.")
+        items = batch.data
+        assert isinstance(items, _Items)
+        return {"probs": self._probs(items)}
+
+    def _probs(self, items: _Items) -> Tensor:
+        """Slices of a 2-D model: (B, C, H, W). Else of the whole image, cut into what the pool's items are."""
+        prepared, positions = items.prepared, items.positions
+        if self._per_slice:
+            first, last = positions[0], positions[-1]
+            whole_run = positions == list(range(first, last + 1))
+            data = prepared.data[first : last + 1] if whole_run else prepared.data[positions]
+            return restore(prepared, self.segmenter.probabilities(data))
+        size = self.segmenter.batch
+        parts = [
+            restore(prepared, self.segmenter.probabilities(prepared.data[start : start + size]))
+            for start in range(0, len(prepared.data), size)
+        ]
+        probs = torch.cat(parts)
+        if self.segmenter.spec.spatial_dims == 2:
+            return probs.movedim(0, -1)[None]  # every slice's pixels are the volume's pixels: (1, C, H, W, n)
+        if positions[0] < 0:
+            return probs
+        return probs[0].movedim(1 + prepared.axis, 0)[positions]
+
+
+def _ahead(read: Callable[[Any], Any], keys: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+    """(key, read(key)) in order, read by a second thread while the first computes. An error in `read` is raised here."""
+    ready: queue.Queue[tuple[Any, Any, BaseException | None]] = queue.Queue(_PREFETCH)
+    stop = threading.Event()
+
+    def work() -> None:
+        for key in keys:
+            entry: tuple[Any, Any, BaseException | None]
+            try:
+                entry = (key, read(key), None)
+            except BaseException as error:  # noqa: BLE001 - handed to the thread that waits for it
+                entry = (key, None, error)
+            while not stop.is_set():
+                try:
+                    ready.put(entry, timeout=0.2)
+                    break
+                except queue.Full:
+                    continue
+            if stop.is_set():
+                return
+
+    threading.Thread(target=work, daemon=True, name="read-ahead").start()
+    try:
+        for _ in keys:
+            key, value, error = ready.get()
+            if error is not None:
+                raise error
+            yield key, value
+    finally:
+        stop.set()

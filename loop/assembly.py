@@ -1,0 +1,205 @@
+"""Puts the parts of an app together from its configuration: what MONAI Label's init_* methods return."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from monailabel.config import settings
+from watchdog.events import FileSystemEvent, FileSystemEventHandler
+from watchdog.observers import Observer
+from watchdog.observers.api import BaseObserver
+
+import strategies
+from datastore.folder import ORIGINAL, FolderDatastore
+from infers.task import SegmentationInfer
+from loop.conductor import Conductor
+from loop.config import AppConfig
+from loop.errors import BadInput, unknown
+from loop.rounds import Loop
+from loop.shell import ServedStrategy, SweepScoring
+from loop.store import Store
+from loop.worker import Workplace, model_name
+from models.spec import ModelSpec
+from models.weights import WeightsFolder
+from trainers.task import LoopTrainer
+
+logger = logging.getLogger(__name__)
+
+_STOCK_KEYS = frozenset({"server_mode"})
+"""--conf keys of MONAI Label's own that an app is given too."""
+
+
+@dataclass
+class Assembly:
+    """One app's parts, wired."""
+
+    config: AppConfig
+    store: Store
+    loop: Loop
+    datastore: FolderDatastore
+    workplace: Workplace
+    spec: ModelSpec
+    weights: WeightsFolder
+    conductor: Conductor
+    _observer: BaseObserver | None = field(default=None)
+
+    @classmethod
+    def of(cls, studies: str, conf: Mapping[str, str]) -> Self:
+        """The parts for a studies folder.
+
+        Raises:
+            BadInput, NotFound: a setting breaks its rule, or names a strategy or model that is not there.
+        """
+        config = checked_config(studies, conf)
+        root, state = Path(studies).resolve(), config.state_dir(studies)
+        _prepare_folder(state)
+        settings.MONAI_LABEL_AUTO_UPDATE_SCORING = False  # stock re-queues every scoring at every "next sample"
+        settings.MONAI_LABEL_SESSION_PATH = str(state / "sessions")
+        store = Store(config.store_url or f"sqlite:///{state / 'store.sqlite'}")
+        loop = Loop(store, config)
+        datastore = FolderDatastore(root, state, loop)
+        workplace = Workplace(root, state, datastore.labels, store.url, config.to_json())
+        weights = workplace.weights()
+        conductor = Conductor(loop, workplace, datastore.refresh)
+        return cls(config, store, loop, datastore, workplace, workplace.spec(), weights, conductor)
+
+    def infers(self) -> dict[str, SegmentationInfer]:
+        """{model: its inference}."""
+        outbox = self.workplace.state / "incoming"
+        return {self.spec.name: SegmentationInfer(self.spec, self.weights, self.loop.catalogue, self.config, outbox)}
+
+    def trainers(self) -> dict[str, LoopTrainer]:
+        """{model: its trainer}."""
+        return {self.spec.name: LoopTrainer(self.spec.name, self.loop.jobs, self.workplace)}
+
+    def strategies(self) -> dict[str, ServedStrategy]:
+        """{served name: strategy}; `random` may stand for the default strategy, because OHIF asks for nothing else."""
+        served = {name: ServedStrategy(name, self.loop, self.conductor) for name in strategies.names()}
+        if self.config.random_serves_default:
+            served["random"] = ServedStrategy(self.config.strategy, self.loop, self.conductor)
+        return served
+
+    def scoring_methods(self) -> dict[str, SweepScoring]:
+        """{strategy: its sweep}."""
+        return {name: SweepScoring(name, self.conductor) for name in strategies.names()}
+
+    def infer(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Predict an image of the datastore by its id, in the form MONAI Label's app.infer answers.
+
+        Raises:
+            NotFound: no such model or image. Conflict: no weights yet, or the image is unreadable.
+        """
+        models_here = self.infers_by_name
+        if request.get("model") not in models_here:
+            raise unknown("model", request.get("model"), models_here)
+        image_id = str(request.get("image"))
+        task = models_here[str(request["model"])]
+        file, params = task({**request, "image": self.datastore.readable_path(image_id)})
+        if request.get("save_label"):
+            self.datastore.save_label(
+                image_id, file, str(request.get("label_tag", ORIGINAL)), {"model": params["model"]}
+            )
+        return {
+            "label": image_id if request.get("save_label") else file,
+            "tag": ORIGINAL,
+            "file": file,
+            "params": params,
+        }
+
+    @cached_property
+    def infers_by_name(self) -> dict[str, SegmentationInfer]:
+        """The inference tasks, made once, so that their loaded network is shared."""
+        return self.infers()
+
+    def start(self) -> None:
+        """Bring the records up to the files, watch the folder, and let the conductor begin."""
+        behind = self.datastore.repair()
+        if behind:
+            logger.info("Made %d composite masks anew after an interrupted save", len(behind))
+        current = self.weights.current()
+        if current and current != self.loop.current_model():
+            self.loop.published(self.spec.name, current, self.weights.card(current)["metrics"], how="found at start")
+        self._observer = _watch(self.datastore.root, self.conductor.changed)
+        self.conductor.start()
+
+    def close(self) -> None:
+        """Stop what `start` started."""
+        if self._observer is not None:
+            self._observer.stop()
+            self._observer.join(5)
+        self.conductor.close()
+        self.store.close()
+
+    def rollback(self, digest: str) -> dict[str, Any]:
+        """Use earlier weights again; rounds are planned anew with them. Raises NotFound for weights never published."""
+        card = self.weights.card(digest)
+        self.weights.rollback(digest, self.loop.clock())
+        self.loop.published(self.spec.name, digest, card["metrics"], how="rolled back")
+        self.conductor.wake()
+        return card
+
+
+def checked_config(studies: str, conf: Mapping[str, str]) -> AppConfig:
+    """The configuration, with every name in it looked up.
+
+    Raises:
+        BadInput: a setting breaks its rule. NotFound: an unknown strategy or model.
+    """
+    if studies.startswith(("http://", "https://")):
+        raise BadInput(f"studies must be a folder; DICOMweb archives are not supported yet, got {studies!r}.")
+    config = AppConfig.from_conf(conf, studies, _STOCK_KEYS)
+    for name in (config.strategy, config.cold_start):
+        if name not in strategies.names():
+            raise unknown("strategy", name, strategies.names())
+    if strategies.get(config.cold_start).needs:
+        raise BadInput(f"cold_start must be a strategy that needs no model, got {config.cold_start!r}.")
+    Workplace(Path(studies), Path(), Path(), "", config.to_json()).spec()
+    if config.unit == "slice" and config.slices_per_ticket > config.budget:
+        logger.info("slices_per_ticket (%d) is above budget (%d)", config.slices_per_ticket, config.budget)
+    logger.info(
+        "Model %s, default strategy %s, labels %s", model_name(config), config.strategy, ", ".join(config.labels)
+    )
+    return config
+
+
+def _prepare_folder(state: Path) -> None:
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+        probe = state / ".writable"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise BadInput(
+            f"The state folder {state} cannot be written ({error.strerror}). Choose another with --conf state FOLDER."
+        ) from None
+
+
+class _Changes(FileSystemEventHandler):
+    """Tells of changes to images, not of our own writing."""
+
+    def __init__(self, root: Path, changed: Any) -> None:
+        self._root, self._changed = root, changed
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        if event.event_type in ("opened", "closed_no_write"):
+            return
+        for path in (event.src_path, event.dest_path):
+            parts = Path(str(path)).parts[len(self._root.parts) :] if path else ()
+            if parts and parts[0] != "labels" and not any(part.startswith(".") for part in parts):
+                self._changed()
+                return
+
+
+def _watch(root: Path, changed: Any) -> BaseObserver | None:
+    """File events of the studies folder; None where the system has none to give, and only the regular rescan finds images."""
+    observer = Observer()
+    try:
+        observer.schedule(_Changes(root, changed), str(root), recursive=True)
+        observer.start()
+    except OSError as error:
+        logger.warning("No file events for %s (%s); new images are found by rescanning", root, error)
+        return None
+    return observer

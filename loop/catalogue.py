@@ -1,0 +1,264 @@
+"""The images the loop knows: which there are, whose they are, and the pool they make."""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, RowMapping
+
+from loop import events
+from loop.config import AppConfig
+from loop.errors import NotFound
+from loop.pool import WHOLE, ItemTable, Pool
+from loop.store import Store, images, labels, leases, skips
+
+
+@dataclass(frozen=True)
+class Found:
+    """An image as the data folder sees it.
+
+    Attributes:
+        path: relative to the data folder.
+        version: changes when the file does.
+        shape, spacing: voxels and mm along the three axes (i, j, k); None if the header could not be read.
+        error: why it cannot be used.
+    """
+
+    id: str
+    path: str
+    version: str
+    shape: tuple[int, int, int] | None = None
+    spacing: tuple[float, float, float] | None = None
+    error: str | None = None
+
+
+class Catalogue:
+    """Images, patients and their split; builds the pool from what is known, without opening a file."""
+
+    def __init__(self, store: Store, config: AppConfig) -> None:
+        self.store, self.config = store, config
+
+    def patient_of(self, image_id: str) -> str:
+        """The patient that the configured pattern finds in the id, else the id itself."""
+        match = re.search(self.config.patient_pattern, image_id)
+        if not match:
+            return image_id
+        return match.group(1 if match.groups() else 0) or image_id
+
+    def axis_of(self, spacing: Sequence[float]) -> int:
+        """The slice axis: as configured, else that of coarsest spacing, the last among equals (within 1 %)."""
+        if self.config.axis != "auto":
+            return int(self.config.axis)
+        coarsest = max(spacing)
+        return max(axis for axis in range(3) if spacing[axis] >= 0.99 * coarsest)
+
+    def versions(self) -> dict[str, str]:
+        """{image id: version} of all images that are there."""
+        with self.store.read() as connection:
+            return dict(connection.execute(sa.select(images.c.id, images.c.version).where(~images.c.missing)).all())
+
+    def sync(self, found: Sequence[Found], gone: Sequence[str], at: float) -> None:
+        """Take in new and changed images, and mark those that are gone; labels of either are kept."""
+        if not found and not gone:
+            return
+        with self.store.write() as connection:
+            known = self._rows(connection, [image.id for image in found])
+            splits = self._splits(connection, [self.patient_of(image.id) for image in found if image.id not in known])
+            fresh = [self._fresh(image, splits, at) for image in found if image.id not in known]
+            if fresh:
+                connection.execute(images.insert(), fresh)
+            for image in found:
+                if image.id in known:
+                    self._update(connection, image, known[image.id])
+            for image_id in gone:
+                connection.execute(images.update().where(images.c.id == image_id).values(missing=True))
+            events.log(connection, at, "images_changed", found=len(found), gone=len(gone))
+
+    def _rows(self, connection: Connection, ids: Sequence[str]) -> dict[str, RowMapping]:
+        rows: dict[str, RowMapping] = {}
+        for start in range(0, len(ids), 500):
+            query = sa.select(images).where(images.c.id.in_(ids[start : start + 500]))
+            rows.update({row["id"]: row for row in connection.execute(query).mappings()})
+        return rows
+
+    def _splits(self, connection: Connection, patients: Sequence[str]) -> dict[str, str]:
+        """Each patient's split; new ones are dealt in hash order so that the share holds, and never dealt again."""
+        known = dict(connection.execute(sa.select(images.c.patient, images.c.split).distinct()).all())
+        n_validation = sum(split == "validation" for split in known.values())
+        share = self.config.validation_share
+        for patient in sorted(set(patients) - set(known), key=self._lot):
+            wanted = max(int(share * (len(known) + 1)), 1 if share and len(known) else 0)
+            known[patient] = "validation" if n_validation < wanted else "training"
+            n_validation += known[patient] == "validation"
+        return known
+
+    def _lot(self, patient: str) -> bytes:
+        return hashlib.sha256(f"{self.config.seed}/{patient}".encode()).digest()
+
+    def _fresh(self, image: Found, splits: Mapping[str, str], at: float) -> dict[str, Any]:
+        patient = self.patient_of(image.id)
+        base = {"id": image.id, "patient": patient, "split": splits[patient], "added_at": at, "info": {}}
+        return base | self._facts(image)
+
+    def _facts(self, image: Found) -> dict[str, Any]:
+        facts: dict[str, Any] = {"path": image.path, "version": image.version, "error": image.error, "missing": False}
+        if image.shape is None or image.spacing is None:
+            return facts | {"shape": None, "spacing": None, "axis": None, "n_slices": 0}
+        axis = self.axis_of(image.spacing)
+        n_slices = image.shape[axis]
+        return facts | {"shape": list(image.shape), "spacing": list(image.spacing), "axis": axis, "n_slices": n_slices}
+
+    def _update(self, connection: Connection, image: Found, known: RowMapping) -> None:
+        facts = self._facts(image)
+        if known["n_labeled"] and image.error is None and facts["shape"] != known["shape"]:
+            # Its labels no longer fit: keep the facts they were made for and ask for nothing more of it.
+            facts = {
+                "version": image.version,
+                "error": f"the file changed from {known['shape']} to {facts['shape']} voxels after slices were annotated",
+            }
+        if known["n_labeled"] and image.error is not None:
+            facts = {"version": image.version, "error": image.error}
+        connection.execute(images.update().where(images.c.id == image.id).values(facts))
+
+    def image(self, image_id: str) -> RowMapping:
+        """The record of an image.
+
+        Raises:
+            NotFound: no such image, or its file is gone.
+        """
+        with self.store.read() as connection:
+            row = connection.execute(sa.select(images).where(images.c.id == image_id)).mappings().one_or_none()
+        if row is None or row["missing"]:
+            raise NotFound(f"There is no image {image_id[:200]!r}.")
+        return row
+
+    def mark_unreadable(self, image_id: str, error: str, at: float) -> None:
+        """Ask no more for an image whose voxels could not be read; it comes back when its file changes."""
+        with self.store.write() as connection:
+            connection.execute(images.update().where(images.c.id == image_id).values(error=error))
+            events.log(connection, at, "image_unreadable", image=image_id, error=error)
+
+    def update_info(self, image_id: str, info: Mapping[str, Any]) -> None:
+        """Add to the free notes that viewers keep about an image.
+
+        Raises:
+            NotFound: no such image.
+        """
+        self.image(image_id)
+        with self.store.write() as connection:
+            known = connection.execute(sa.select(images.c.info).where(images.c.id == image_id)).scalar_one()
+            connection.execute(images.update().where(images.c.id == image_id).values(info={**known, **info}))
+
+    def ids(self, *, labeled: bool) -> list[str]:
+        """Usable images with (or without) annotated slices."""
+        has = images.c.n_labeled > 0 if labeled else images.c.n_labeled == 0
+        query = sa.select(images.c.id).where(~images.c.missing, images.c.error.is_(None), has).order_by(images.c.row)
+        with self.store.read() as connection:
+            return list(connection.execute(query).scalars())
+
+    def behind(self) -> list[str]:
+        """Images whose composite mask lacks their newest submission."""
+        query = sa.select(images.c.id).where(
+            images.c.composite < images.c.submission, ~images.c.missing, images.c.error.is_(None)
+        )
+        with self.store.read() as connection:
+            return list(connection.execute(query).scalars())
+
+    def listing(self) -> list[RowMapping]:
+        """id, path, info, n_labeled, n_slices, submission of every image that is there."""
+        columns = (
+            images.c.id,
+            images.c.path,
+            images.c.info,
+            images.c.n_labeled,
+            images.c.n_slices,
+            images.c.submission,
+        )
+        with self.store.read() as connection:
+            return list(
+                connection.execute(sa.select(*columns).where(~images.c.missing).order_by(images.c.row)).mappings()
+            )
+
+    def located(self) -> dict[str, RowMapping]:
+        """{id: its path, version, axis} of every image with slices."""
+        query = sa.select(images.c.id, images.c.path, images.c.version, images.c.axis).where(images.c.n_slices > 0)
+        with self.store.read() as connection:
+            return {row["id"]: row for row in connection.execute(query).mappings()}
+
+    def build_pool(self) -> Pool:
+        """The pool as it is now: rows in the order in which images came, slices ascending. No file is opened."""
+        with self.store.read() as connection:
+            columns = (
+                images.c.id,
+                images.c.patient,
+                images.c.n_slices,
+                images.c.n_labeled,
+                images.c.error,
+                images.c.missing,
+            )
+            rows = connection.execute(sa.select(*columns).where(images.c.n_slices > 0).order_by(images.c.row)).all()
+            marked = [connection.execute(sa.select(t.c.image_id, t.c.slice)).all() for t in (labels, skips, leases)]
+        ids = [row.id for row in rows]
+        whole = self.config.unit == "volume"
+        lengths = np.ones(len(rows), np.int64) if whole else np.array([row.n_slices for row in rows], np.int64)
+        start = np.concatenate([[0], np.cumsum(lengths)])[: len(rows)].astype(np.int64)
+        volume = np.repeat(np.arange(len(rows)), lengths)
+        position = np.full(len(volume), WHOLE) if whole else np.arange(len(volume)) - np.repeat(start, lengths)
+        patient = np.unique([row.patient for row in rows], return_inverse=True)[1].astype(np.int64)
+        held = np.array([bool(row.error or row.missing) for row in rows], bool)[volume]
+        labeled = np.zeros(len(volume), bool)
+        at = {image_id: (int(start[i]), int(lengths[i])) for i, image_id in enumerate(ids)}
+        if whole:
+            labeled[:] = [row.n_labeled >= row.n_slices for row in rows]
+        else:
+            _mark(labeled, at, marked[0])
+        for pairs in marked[1:]:
+            _mark(held, at, pairs)
+        return Pool(ItemTable(ids, volume, position), labeled, held, volume, patient[volume], position)
+
+    def counts(self) -> dict[str, int]:
+        """Images and slices: total, labelled, unreadable, skipped, leased."""
+        ok = ~images.c.missing & (images.c.error.is_(None))
+        with self.store.read() as connection:
+            totals = connection.execute(
+                sa.select(
+                    sa.func.count(),
+                    sa.func.count(sa.distinct(images.c.patient)),
+                    sa.func.coalesce(sa.func.sum(images.c.n_slices), 0),
+                ).where(ok)
+            ).one()
+            # Labels stay counted when their image later becomes unreadable: nothing an annotator did disappears.
+            done = connection.execute(
+                sa.select(
+                    sa.func.coalesce(sa.func.sum(images.c.n_labeled), 0),
+                    sa.func.coalesce(sa.func.sum(sa.case((images.c.n_labeled > 0, 1), else_=0)), 0),
+                    sa.func.coalesce(sa.func.sum(sa.case((images.c.error.is_not(None), 1), else_=0)), 0),
+                )
+            ).one()
+            skipped, leased = (
+                connection.execute(sa.select(sa.func.count()).select_from(t)).scalar_one() for t in (skips, leases)
+            )
+        return {
+            "images": totals[0],
+            "patients": totals[1],
+            "slices": int(totals[2]),
+            "labeled_slices": int(done[0]),
+            "labeled_images": int(done[1]),
+            "unreadable_images": int(done[2]),
+            "skipped": skipped,
+            "leased": leased,
+        }
+
+
+def _mark(target: np.ndarray, at: Mapping[str, tuple[int, int]], pairs: Sequence[Any]) -> None:
+    """Set target for each (image id, slice); WHOLE marks all rows of the image."""
+    for image_id, index in pairs:
+        start, length = at.get(image_id, (0, 0))
+        if index == WHOLE or length == 1:
+            target[start : start + length] = True
+        elif index < length:
+            target[start + index] = True

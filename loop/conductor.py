@@ -1,0 +1,240 @@
+"""Keeps the loop going: looks at what is true now, and starts the training, the sweep or the plan that is due.
+
+It acts on the store's state, never on remembered events, so that a server that was killed goes on where it was.
+"""
+
+import logging
+import multiprocessing
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import strategies
+from loop.errors import Conflict, NextSliceError
+from loop.jobs import Jobs
+from loop.retrain import Counts, RetrainPolicy
+from loop.rounds import Loop, Swept
+from loop.worker import Workplace, run
+
+logger = logging.getLogger(__name__)
+
+_TICK_SECONDS = 0.25
+_FIRST_LOOK_SECONDS = 10.0
+_RETRY_SECONDS = 60.0
+"""A plan that opened no round, or failed, is tried again when something changed, or after this long."""
+
+_PLAN_HERE_SLICES = 100_000
+"""Up to this many slices a strategy that needs no model is planned within the server, without a child process."""
+
+
+class Conductor:
+    """Starts and stops the child processes. One training and one sweep run at a time.
+
+    Args:
+        refresh: looks for new images; called at least every `rescan_seconds` and after `changed`.
+    """
+
+    def __init__(self, loop: Loop, workplace: Workplace, refresh: Callable[[], None] = lambda: None) -> None:
+        config = loop.config
+        self.loop, self.workplace, self._refresh = loop, workplace, refresh
+        self.policy = RetrainPolicy(
+            config.retrain, config.retrain_after, config.retrain_when_round_done, config.retrain_min_interval
+        )
+        self._children: dict[str, Any] = {}
+        self._guard = threading.RLock()
+        self._stop, self._wake, self._looked = threading.Event(), threading.Event(), threading.Event()
+        self._changed, self._scanned = True, float("-inf")
+        self._had_a_round: set[str] = set()
+        self._tried: dict[str, tuple[tuple[Any, ...], float]] = {}
+        self._thread = threading.Thread(target=self._run, daemon=True, name="conductor")
+        # A fork server imports torch once, in a process without threads; forking the server itself would not be safe.
+        self._processes = multiprocessing.get_context("forkserver")
+        self._processes.set_forkserver_preload(["loop.preload"])
+
+    def start(self) -> None:
+        """Begin; jobs that a former server left running are lost, because their processes ended with it."""
+        for kind in ("train", "sweep"):
+            for job in self.loop.jobs.active(kind):
+                self.loop.jobs.end(job["id"], "lost", message="the server ended while it ran")
+        self._thread.start()
+        # A folder of ordinary size is known before the first viewer asks; a huge one is read while others are served.
+        self._looked.wait(_FIRST_LOOK_SECONDS)
+
+    def close(self) -> None:
+        """Stop, and end the child processes."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(10)
+        for kind in ("train", "sweep"):
+            self.stop(kind)
+
+    def changed(self) -> None:
+        """Something happened in the studies folder: look soon."""
+        self._changed = True
+        self._wake.set()
+
+    def wake(self) -> None:
+        """Look at the state now."""
+        self._wake.set()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._wake.clear()
+            try:
+                self.tick()
+                self._looked.set()
+            except Exception:  # the conductor must outlive every error; it is told in the log and tried again
+                logger.exception("The conductor met an error and goes on")
+                self._stop.wait(1)
+            self._wake.wait(_TICK_SECONDS)
+
+    def tick(self) -> None:
+        """One look at the state."""
+        if self._changed or time.monotonic() - self._scanned > self.loop.config.rescan_seconds:
+            self._changed, self._scanned = False, time.monotonic()
+            self._refresh()
+        with self._guard:
+            self._reap()
+            self._retrain_if_due()
+            self._plan_if_due()
+            for kind in ("train", "sweep"):
+                self._start_queued(kind)
+
+    # --- what is due
+
+    def _retrain_if_due(self) -> None:
+        reason = self.due()
+        if reason:
+            logger.info("Retraining: %s", reason)
+            self.loop.jobs.queue("train", self.workplace.spec().name, {}, reason)
+
+    def due(self) -> str | None:
+        """Why a training should start now, or None."""
+        jobs: Jobs = self.loop.jobs
+        last = jobs.newest("train", states=("running", "done", "error", "stopped"))
+        since = (last["started_at"] or last["queued_at"]) if last else None
+        return self.policy.due(
+            Counts(
+                new_slices=jobs.new_slices(),
+                round_done=self.loop.round_done_since(since or 0.0),
+                seconds_since_training=None if since is None else self.loop.clock() - since,
+                training=bool(jobs.active("train")),
+            )
+        )
+
+    def _plan_if_due(self) -> None:
+        if self.loop.jobs.active("sweep"):
+            return
+        stale = [name for name in self._served() if self._is_stale(name)]
+        if not stale:
+            return
+        state = self._state()
+        fresh = [name for name in stale if self._worth_trying(name, state)]
+        for name in fresh:
+            self._tried[name] = (state, time.monotonic())
+        here = [name for name in fresh if self._can_plan_here(name)]
+        for name in here:
+            self._plan_here(name)
+        rest = [name for name in fresh if name not in here]
+        if rest:
+            self.loop.jobs.queue(
+                "sweep", ",".join(rest), {"strategies": rest}, "the last round is done or its model is not current"
+            )
+
+    def _served(self) -> list[str]:
+        """The default strategy, and every other whose newest round somebody was served from."""
+        newest = self.loop.newest_rounds()
+        used = [name for name, row in newest.items() if name in strategies.names() and self.loop.was_asked(row["id"])]
+        return sorted({self.loop.config.strategy, *used})
+
+    def _is_stale(self, name: str) -> bool:
+        newest = self.loop.newest_rounds().get(name)
+        if newest is None or newest["unit"] != self.loop.config.unit:
+            return True
+        if newest["model"] != self.loop.current_model():
+            return True
+        # A finished round waits for the training that it causes; without one, the next is chosen with the same model.
+        return newest["state"] == "done" and not self.loop.jobs.active("train") and self.due() is None
+
+    def _state(self) -> tuple[Any, ...]:
+        counts = self.loop.catalogue.counts()
+        keys = ("images", "slices", "labeled_slices", "skipped", "leased", "unreadable_images")
+        return (self.loop.current_model(), *(counts[key] for key in keys))
+
+    def _worth_trying(self, name: str, state: tuple[Any, ...]) -> bool:
+        tried, at = self._tried.get(name, (None, 0.0))
+        return tried != state or time.monotonic() - at > _RETRY_SECONDS
+
+    def _can_plan_here(self, name: str) -> bool:
+        cold = self.loop.current_model() is None or not strategies.get(name).needs
+        return cold and self.loop.catalogue.counts()["slices"] <= _PLAN_HERE_SLICES
+
+    def _plan_here(self, name: str) -> None:
+        def no_signals(*_: object) -> Swept:
+            raise AssertionError("a strategy planned within the server needs no signals")
+
+        try:
+            self.loop.plan(name, no_signals, model=self.loop.current_model())
+        except (NextSliceError, ValueError):
+            logger.exception("Planning %s failed", name)
+
+    def want(self, name: str) -> None:
+        """An annotator asks for a strategy: plan its first round, unless it had one or that is under way."""
+        if name in self._had_a_round:
+            return
+        with self._guard:
+            if name not in self.loop.newest_rounds():
+                if any(name in job["request"]["strategies"] for job in self.loop.jobs.active("sweep")):
+                    return
+                if not self._can_plan_here(name):
+                    self.loop.jobs.queue("sweep", name, {"strategies": [name]}, "first asked for", exclusive=False)
+                    self.wake()
+                    return
+                self._plan_here(name)
+            self._had_a_round.add(name)
+
+    # --- child processes
+
+    def _start_queued(self, kind: str) -> None:
+        if kind in self._children:
+            return
+        queued = [job for job in self.loop.jobs.active(kind) if job["state"] == "queued"]
+        if queued:
+            child = self._processes.Process(
+                target=run, args=(self.workplace, queued[0]["id"]), name=f"{kind}-{queued[0]['id'][:8]}"
+            )
+            child.start()
+            self._children[kind] = (queued[0]["id"], child)
+
+    def _reap(self) -> None:
+        for kind, (job_id, child) in list(self._children.items()):
+            if not child.is_alive():
+                child.join()
+                del self._children[kind]
+                self.loop.jobs.end(job_id, "error", message=f"the process ended with exit code {child.exitcode}")
+
+    def stop(self, kind: str) -> dict[str, Any] | None:
+        """End the running job of a kind and drop the queued ones; the job, or None if there was none."""
+        with self._guard:
+            ended = self.loop.jobs.active(kind)
+            for job in ended:
+                self.loop.jobs.end(job["id"], "stopped", message="stopped on request")
+            job_id, child = self._children.pop(kind, (None, None))
+            if child is not None:
+                child.kill()
+                child.join(10)
+        return self.loop.jobs.get(job_id or ended[0]["id"]) if ended else None
+
+    def start_job(self, kind: str, name: str, request: dict[str, Any], *, enqueue: bool = False) -> dict[str, Any]:
+        """Queue a job that a person asked for.
+
+        Raises:
+            Conflict: one of this kind is running and `enqueue` is not set.
+        """
+        if not enqueue and self.loop.jobs.active(kind):
+            raise Conflict(f"A {kind} is running already; wait, stop it, or set enqueue.")
+        job = self.loop.jobs.queue(kind, name, request, "asked for", exclusive=False)
+        self.wake()
+        return job

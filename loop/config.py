@@ -1,0 +1,202 @@
+"""What a user can set with `--conf key value`, checked before anything starts."""
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+from loop.errors import BadInput
+
+DATASET_FILE = "nextslice.json"
+"""A studies folder may describe itself: {"labels": [...], "patient_pattern": "..."}. --conf overrides it."""
+
+_TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """A configuration key: its default, its meaning, and what it may be."""
+    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class AppConfig:
+    """All settings of an app. `from_conf` reads MONAI Label's string pairs; field metadata holds the help."""
+
+    labels: tuple[str, ...] = setting(
+        ("structure_1", "structure_2", "structure_3"),
+        "names of the classes, comma separated, in the order of their values from 1; background is not named",
+    )
+    patient_pattern: str = setting(
+        r"sub-[A-Za-z0-9]+|[Pp]atient[-_]?\d+",
+        "regular expression; its match (or first group) in the image id names the patient; no match: every image its own",
+    )
+    unit: str = setting("slice", "what is asked for", choices=("slice", "volume"))
+    axis: str = setting(
+        "auto",
+        "slice axis; auto is the axis of coarsest spacing, the last among equals",
+        choices=("auto", "0", "1", "2"),
+    )
+    state: str = setting("", "folder for records, submissions, models; empty is .nextslice in the studies folder")
+    store_url: str = setting("", "database URL (SQLAlchemy); empty is a SQLite file in the state folder")
+    rescan_seconds: float = setting(30.0, "look for new images at least this often, besides file events", low=1)
+
+    strategy: str = setting("sb_max_entropy", "the default query strategy")
+    cold_start: str = setting("spread", "opens the rounds while there is no model; must need none")
+    random_serves_default: bool = setting(
+        False, "answer requests for `random` with the default strategy (OHIF always asks for `random`)"
+    )
+    budget: int = setting(10, "items asked for in a round", low=1, high=1_000_000)
+    slices_per_ticket: int = setting(4, "most slices of one image handed out at once", low=1)
+    lease_minutes: float = setting(60.0, "how long an item stays with the annotator who asked for it", low=0.001)
+    seed: int = setting(0, "seed of every random step", low=0)
+
+    model: str = setting("auto", "network; auto is unet2d for slices and unet3d for volumes")
+    spacing: tuple[float, ...] = setting(
+        (), "resample to this spacing in mm, comma separated, along the model's axes; empty keeps the image's own"
+    )
+    patch: tuple[int, ...] = setting(
+        (), "training patch in pixels or voxels, comma separated; empty is the largest case up to 256 (2D) or 96 (3D)"
+    )
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    sweep_batch: int = setting(64, "most slices in one forward pass of a sweep or an inference", low=1)
+
+    retrain: bool = setting(True, "retrain by itself when labels come in")
+    retrain_after: int = setting(
+        0, "retrain after this many newly labelled slices; 0: only when a round is done", low=0
+    )
+    retrain_when_round_done: bool = setting(True, "retrain when every item of the round is labelled or skipped")
+    retrain_min_interval: float = setting(0.0, "seconds between two automatic trainings", low=0)
+    train_from: str = setting("scratch", "where a training starts", choices=("scratch", "current"))
+    epochs: int = setting(12, "training epochs", low=1)
+    steps_per_epoch: int = setting(25, "optimiser steps in an epoch", low=1)
+    batch_size: int = setting(8, "items in an optimiser step", low=1)
+    learning_rate: float = setting(3e-3, "peak learning rate of AdamW", low=1e-8, high=1)
+    validation_share: float = setting(
+        0.2, "share of the patients whose labels validate and never train", low=0, high=0.9
+    )
+
+    share_paths: bool = setting(
+        False, "tell viewers the image's path on the server, so that Slicer on the same machine opens it directly"
+    )
+    allow_model_upload: bool = setting(False, "let PUT and DELETE /model replace the network's weights")
+    allow_reload: bool = setting(False, "let POST /reload rebuild the app")
+    allow_logs: bool = setting(False, "serve the server's log at /logs/")
+    max_upload_mb: int = setting(2048, "largest upload in MiB", low=1)
+    cors_origins: tuple[str, ...] = setting(
+        (), "origins of web pages that may call the server from a browser, comma separated"
+    )
+
+    @classmethod
+    def from_conf(cls, conf: Mapping[str, str], studies: str, ignore: frozenset[str] = frozenset()) -> Self:
+        """The configuration of a start: defaults, then the studies folder's own description, then `--conf`.
+
+        Raises:
+            BadInput: an unknown key (the right ones are listed), or a value that breaks its rule.
+        """
+        known = {spec.name: spec for spec in fields(cls)}
+        values: dict[str, Any] = _described(studies)
+        for key, text in conf.items():
+            if key in ignore:
+                continue
+            if key not in known:
+                near = difflib.get_close_matches(key, known, 1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                raise BadInput(f"There is no configuration key {key!r}.{hint} Known: {', '.join(known)}.")
+            values[key] = _parse(key, str(text), known[key].default)
+        config = cls(**values)
+        config.check()
+        return config
+
+    def check(self) -> None:
+        """Raise BadInput for the first value that breaks its rule."""
+        for spec in fields(self):
+            value, rules = getattr(self, spec.name), spec.metadata
+            if rules["choices"] and value not in rules["choices"]:
+                raise BadInput(f"{spec.name} must be one of {', '.join(rules['choices'])}, got {value!r}.")
+            if (rules["low"] is not None and value < rules["low"]) or (
+                rules["high"] is not None and value > rules["high"]
+            ):
+                raise BadInput(f"{spec.name} must be between {rules['low']} and {rules['high']}, got {value!r}.")
+        self._check_labels()
+        try:
+            re.compile(self.patient_pattern)
+        except re.error as error:
+            raise BadInput(
+                f"patient_pattern must be a regular expression, got {self.patient_pattern!r}: {error}."
+            ) from None
+
+    def _check_labels(self) -> None:
+        if not 1 <= len(self.labels) <= 255:
+            raise BadInput(f"labels must name 1 to 255 classes, got {len(self.labels)}.")
+        if len(set(self.labels)) != len(self.labels) or "" in self.labels:
+            raise BadInput(f"labels must be distinct and not empty, got {', '.join(self.labels)!r}.")
+        if "background" in (name.lower() for name in self.labels):
+            raise BadInput("labels must not name the background: it is value 0 and viewers count from 1.")
+
+    def label_values(self) -> dict[str, int]:
+        """{name: voxel value}, in the order of the values."""
+        return {name: value for value, name in enumerate(self.labels, 1)}
+
+    def state_dir(self, studies: str) -> Path:
+        """Where everything of ours lives."""
+        return Path(self.state).resolve() if self.state else Path(studies).resolve() / ".nextslice"
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of to_json, after JSON turned tuples into lists."""
+        known: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
+        return cls(**known)
+
+
+def _described(studies: str) -> dict[str, Any]:
+    """labels and patient_pattern from the studies folder's own description, where it has one."""
+    file = Path(studies) / DATASET_FILE
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text())
+        values: dict[str, Any] = {}
+        if "labels" in found:
+            values["labels"] = tuple(str(name) for name in found["labels"])
+        if "patient_pattern" in found:
+            values["patient_pattern"] = str(found["patient_pattern"])
+    except (ValueError, TypeError) as error:
+        raise BadInput(f"{file} must be JSON with labels (a list) and patient_pattern (a string): {error}.") from None
+    return values
+
+
+def _parse(key: str, text: str, default: Any) -> Any:
+    """The text in the type of the default."""
+    if isinstance(default, bool):
+        if text.lower() not in _TRUE | _FALSE:
+            raise BadInput(f"{key} must be true or false, got {text!r}.")
+        return text.lower() in _TRUE
+    if isinstance(default, tuple):
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        kind = {"spacing": float, "patch": int}.get(key, str)
+        return tuple(_number(key, part, kind) if kind is not str else part for part in parts)
+    if isinstance(default, int | float):
+        return _number(key, text, type(default))
+    return text
+
+
+def _number(key: str, text: str, kind: type) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise BadInput(f"{key} must be {'a whole number' if kind is int else 'a number'}, got {text!r}.") from None

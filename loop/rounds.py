@@ -1,0 +1,627 @@
+"""The loop itself: plan a round, hand out tickets, take labels back. The only writer of the store."""
+
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, RowMapping
+
+import strategies
+from loop import events
+from loop.catalogue import Catalogue
+from loop.config import AppConfig
+from loop.errors import Conflict, Gone, NotFound, unknown
+from loop.jobs import Jobs
+from loop.pool import WHOLE, BoolArray, Pool
+from loop.signals import FloatArray, Signal
+from loop.store import Store, images, labels, leases, meta, round_items, rounds, skips, submissions, tickets
+
+
+@dataclass(frozen=True)
+class Swept:
+    """Signals of a pool, and the rows that could not be read and must not be asked for."""
+
+    signals: Mapping[str, FloatArray]
+    unreadable: BoolArray
+
+
+SignalSource = Callable[[Pool, tuple[Signal, ...]], Swept]
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """One image with its asked items, leased to one annotator until `expires_at`.
+
+    Attributes:
+        items: {"slice", "rank", "score", "why"} each; slice None asks for the whole volume.
+        state: open, submitted, skipped, released, expired.
+    """
+
+    id: str
+    round: int
+    strategy: str
+    selected_by: str
+    image_id: str
+    patient: str
+    axis: int
+    n_slices: int
+    annotator: str
+    items: list[dict[str, Any]]
+    state: str
+    opened_at: float
+    expires_at: float
+
+    @property
+    def slices(self) -> list[int]:
+        """The asked slices, ascending; all of them for a whole volume."""
+        asked = [item["slice"] for item in self.items]
+        return list(range(self.n_slices)) if None in asked else sorted(asked)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"slices": self.slices}
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A label as it was sent.
+
+    Attributes:
+        file: where it is kept, relative to the state folder.
+        slices: the slices it answers for.
+        tag: "final" for an annotation, "original" for a start mask that annotates nothing.
+    """
+
+    annotator: str
+    digest: str
+    file: str
+    slices: Sequence[int]
+    ticket: str | None
+    params: Mapping[str, Any]
+    tag: str = "final"
+
+
+class Loop:
+    """Rounds, tickets and submissions over one store.
+
+    Args:
+        clock: seconds since the epoch.
+    """
+
+    def __init__(self, store: Store, config: AppConfig, clock: Callable[[], float] = time.time) -> None:
+        self.store, self.config, self.clock = store, config, clock
+        self.catalogue = Catalogue(store, config)
+        self.jobs = Jobs(store, clock)
+
+    # --- rounds
+
+    def plan(
+        self,
+        name: str,
+        source: SignalSource,
+        *,
+        model: str | None,
+        parameters: Mapping[str, Any] | None = None,
+        budget: int | None = None,
+    ) -> int | None:
+        """Let a strategy choose the next round and open it; earlier rounds of that strategy stop being served.
+
+        A strategy that needs a model while there is none is stood in for by the configured cold start.
+
+        Args:
+            source: computes the signals a strategy needs for a pool.
+            model: digest of the weights that the signals are made with.
+
+        Returns:
+            The round's number, or None if nothing is left to ask for.
+
+        Raises:
+            NotFound, BadInput: unknown strategy or parameter. ValueError: the strategy broke its contract.
+        """
+        started = self.clock()
+        pool = self.catalogue.build_pool()
+        if not len(pool.candidates):
+            return None
+        strategy = strategies.get(name, parameters)
+        if strategy.needs and model is None:
+            strategy = strategies.get(self.config.cold_start)
+        budget = budget or self.config.budget
+        round_no = self._next_round_no()
+        signals: Mapping[str, FloatArray] = {}
+        if strategy.needs:
+            swept = source(pool, strategy.needs)
+            signals, pool = swept.signals, replace(pool, held=pool.held | swept.unreadable)
+            if not len(pool.candidates):
+                return None
+        selection = strategy.ask(pool, signals, budget, seed=self.config.seed, round_no=round_no)
+        header = {
+            "strategy": name, "selected_by": strategy.name, "parameters": dict(parameters or {}), "model": model,
+            "unit": self.config.unit, "budget": budget, "candidates": len(pool.candidates), "seed": self.config.seed,
+            "opened_at": self.clock(), "seconds": self.clock() - started, "state": "open",
+        }  # fmt: skip
+        return self._open(header, pool, selection)
+
+    def _next_round_no(self) -> int:
+        with self.store.read() as connection:
+            return int(connection.execute(sa.select(sa.func.coalesce(sa.func.max(rounds.c.id), 0))).scalar_one()) + 1
+
+    def _open(self, header: dict[str, Any], pool: Pool, selection: strategies.Selection) -> int:
+        wanted = [pool.items[int(row)] for row in selection.rows]
+        keys = [(item.image_id, WHOLE if item.slice is None else item.slice) for item in wanted]
+        with self.store.write() as connection:
+            self._supersede(connection, header["strategy"])
+            number = int(connection.execute(rounds.insert().values(header).returning(rounds.c.id)).scalar_one())
+            gone = self._answered(connection, [image_id for image_id, _ in keys])
+            connection.execute(
+                round_items.insert(),
+                [
+                    {
+                        "round": number, "rank": rank, "image_id": image_id, "slice": index, "score": float(score),
+                        "why": why, "state": "labeled" if (image_id, index) in gone else "pending",
+                    }
+                    for rank, ((image_id, index), score, why) in enumerate(zip(keys, selection.scores, selection.why, strict=True))
+                ],
+            )  # fmt: skip
+            events.log(
+                connection, header["opened_at"], "round_opened", round=number, strategy=header["strategy"],
+                selected_by=header["selected_by"], items=len(keys), model=header["model"],
+            )  # fmt: skip
+            self._close_finished(connection, [number])
+        return number
+
+    def _supersede(self, connection: Connection, strategy: str) -> None:
+        mine = (rounds.c.strategy == strategy) & (rounds.c.state == "open")
+        connection.execute(rounds.update().where(mine).values(state="superseded", closed_at=self.clock()))
+
+    def _answered(self, connection: Connection, image_ids: Sequence[str]) -> set[tuple[str, int]]:
+        """(image, slice) labelled or skipped while the round was being planned."""
+        found: set[tuple[str, int]] = set()
+        for image_id in set(image_ids):
+            for table in (labels, skips):
+                query = sa.select(table.c.slice).where(table.c.image_id == image_id)
+                found.update((image_id, index) for index in connection.execute(query).scalars())
+        return found
+
+    def _close_finished(self, connection: Connection, numbers: Iterable[int]) -> list[int]:
+        """Mark those rounds done that have nothing pending; the numbers that became so."""
+        done = []
+        for number in sorted(set(numbers)):
+            pending = sa.exists().where(round_items.c.round == number, round_items.c.state == "pending")
+            finish = rounds.update().where(rounds.c.id == number, rounds.c.state == "open", ~pending)
+            if connection.execute(finish.values(state="done", closed_at=self.clock())).rowcount:
+                done.append(number)
+                events.log(connection, self.clock(), "round_done", round=number)
+        return done
+
+    def newest_rounds(self) -> dict[str, RowMapping]:
+        """{strategy: its newest round}."""
+        newest = sa.select(sa.func.max(rounds.c.id)).group_by(rounds.c.strategy)
+        with self.store.read() as connection:
+            found = connection.execute(sa.select(rounds).where(rounds.c.id.in_(newest))).mappings()
+            return {row["strategy"]: row for row in found}
+
+    def was_asked(self, number: int) -> bool:
+        """Whether anybody got a ticket of this round."""
+        with self.store.read() as connection:
+            return (
+                connection.execute(sa.select(tickets.c.id).where(tickets.c.round == number).limit(1)).first()
+                is not None
+            )
+
+    def round(self, number: int) -> dict[str, Any]:
+        """A round with its items, first to be asked first.
+
+        Raises:
+            NotFound: no such round.
+        """
+        with self.store.read() as connection:
+            header = connection.execute(sa.select(rounds).where(rounds.c.id == number)).mappings().one_or_none()
+            if header is None:
+                raise NotFound(f"There is no round {number}.")
+            query = sa.select(round_items).where(round_items.c.round == number).order_by(round_items.c.rank)
+            items = [
+                _item_json(row) | {"state": row["state"], "image": row["image_id"]}
+                for row in connection.execute(query).mappings()
+            ]
+        return dict(header) | {"items": items}
+
+    def rounds(self, limit: int = 100) -> list[dict[str, Any]]:
+        """The last rounds, newest first, each with how many of its items are labelled, skipped, pending."""
+        with self.store.read() as connection:
+            headers = connection.execute(sa.select(rounds).order_by(rounds.c.id.desc()).limit(limit)).mappings().all()
+            query = (
+                sa.select(round_items.c.round, round_items.c.state, sa.func.count().label("n"))
+                .where(round_items.c.round.in_([row["id"] for row in headers]))
+                .group_by(round_items.c.round, round_items.c.state)
+            )
+            counts: dict[int, dict[str, int]] = {}
+            for row in connection.execute(query):
+                counts.setdefault(row.round, {})[row.state] = row.n
+        return [dict(row) | {"items": counts.get(row["id"], {})} for row in headers]
+
+    def round_done_since(self, at: float) -> bool:
+        """Whether a round was finished after that time."""
+        query = sa.select(rounds.c.id).where(rounds.c.state == "done", rounds.c.closed_at >= at).limit(1)
+        with self.store.read() as connection:
+            return connection.execute(query).first() is not None
+
+    # --- tickets
+
+    def ask(
+        self, strategy: str, annotator: str = "", n: int = 1, *, resume: bool = True, another: bool = False
+    ) -> list[Ticket]:
+        """Lease up to n tickets of the strategy's open round; fewer, or none, when nothing is left to hand out.
+
+        A strategy that has no round yet is served from the newest open round of any other while its own is planned.
+        Images that nobody else works on come first; the same item is never leased twice.
+
+        Args:
+            annotator: who asks; "" is nobody in particular and always gets fresh tickets.
+            resume: give a named annotator's own open tickets again, renewed, before fresh ones.
+            another: release the annotator's own open tickets first, and prefer other items than those.
+
+        Raises:
+            NotFound: no such strategy.
+        """
+        if strategy not in strategies.names():
+            raise unknown("strategy", strategy, strategies.names())
+        with self.store.write() as connection:
+            self._expire(connection)
+            mine = self._open_tickets(connection, annotator) if annotator else []
+            if another:
+                for row in mine:
+                    self._close(connection, row, "released", "asked for another")
+            avoid = {(row["image_id"], item["slice"]) for row in mine for item in row["items"]} if another else set()
+            given = [self._renew(connection, row) for row in mine[:n]] if resume and not another else []
+            number = self._round_to_serve(connection, strategy)
+            while number is not None and len(given) < n:
+                ticket = self._lease(connection, number, annotator, avoid)
+                if ticket is None:
+                    break
+                given.append(ticket)
+            return given
+
+    def _open_tickets(self, connection: Connection, annotator: str) -> list[RowMapping]:
+        query = (
+            sa.select(tickets)
+            .where(tickets.c.state == "open", tickets.c.annotator == annotator)
+            .order_by(tickets.c.opened_at)
+        )
+        return list(connection.execute(query).mappings())
+
+    def _expire(self, connection: Connection) -> None:
+        over = sa.select(tickets).where(tickets.c.state == "open", tickets.c.expires_at <= self.clock())
+        for row in connection.execute(over).mappings().all():
+            self._close(connection, row, "expired", "the lease ran out")
+
+    def _close(self, connection: Connection, ticket: RowMapping, state: str, reason: str | None) -> None:
+        connection.execute(leases.delete().where(leases.c.ticket == ticket["id"]))
+        values = {"state": state, "closed_at": self.clock(), "reason": reason}
+        connection.execute(tickets.update().where(tickets.c.id == ticket["id"]).values(values))
+        events.log(
+            connection,
+            self.clock(),
+            f"ticket_{state}",
+            ticket=ticket["id"],
+            image=ticket["image_id"],
+            annotator=ticket["annotator"],
+        )
+
+    def _renew(self, connection: Connection, ticket: RowMapping) -> Ticket:
+        expires = self.clock() + 60 * self.config.lease_minutes
+        connection.execute(tickets.update().where(tickets.c.id == ticket["id"]).values(expires_at=expires))
+        return self._ticket(connection, dict(ticket) | {"expires_at": expires})
+
+    def _round_to_serve(self, connection: Connection, strategy: str) -> int | None:
+        own = (
+            sa.select(rounds.c.id, rounds.c.state)
+            .where(rounds.c.strategy == strategy)
+            .order_by(rounds.c.id.desc())
+            .limit(1)
+        )
+        row = connection.execute(own).one_or_none()
+        if row is not None:
+            return int(row.id) if row.state == "open" else None
+        other = sa.select(rounds.c.id).where(rounds.c.state == "open").order_by(rounds.c.id.desc()).limit(1)
+        found = connection.execute(other).scalar_one_or_none()
+        return None if found is None else int(found)
+
+    def _lease(
+        self, connection: Connection, number: int, annotator: str, avoid: set[tuple[str, int | None]]
+    ) -> Ticket | None:
+        image_id = self._best_image(connection, number, avoid)
+        if image_id is None:
+            return None
+        free = self._free(number).where(round_items.c.image_id == image_id).limit(self.config.slices_per_ticket)
+        items = [_item_json(row) for row in connection.execute(free).mappings()]
+        now = self.clock()
+        row = {
+            "id": uuid.uuid4().hex, "round": number, "image_id": image_id, "annotator": annotator, "items": items,
+            "state": "open", "opened_at": now, "expires_at": now + 60 * self.config.lease_minutes,
+        }  # fmt: skip
+        connection.execute(tickets.insert().values(row))
+        connection.execute(
+            leases.insert(),
+            [{"image_id": image_id, "slice": _key(item["slice"]), "ticket": row["id"]} for item in items],
+        )
+        events.log(connection, now, "ticket_opened", ticket=row["id"], image=image_id, annotator=annotator)
+        return self._ticket(connection, row)
+
+    def _free(self, number: int) -> sa.Select[Any]:
+        """Pending items of a round that nobody holds, best first."""
+        taken = sa.exists().where(leases.c.image_id == round_items.c.image_id, leases.c.slice == round_items.c.slice)
+        return (
+            sa.select(round_items)
+            .where(round_items.c.round == number, round_items.c.state == "pending", ~taken)
+            .order_by(round_items.c.rank)
+        )
+
+    def _best_image(self, connection: Connection, number: int, avoid: set[tuple[str, int | None]]) -> str | None:
+        """The image of the best free item; images nobody works on first, then items just given back last."""
+        busy = sa.exists().where(leases.c.image_id == round_items.c.image_id)
+        usable = sa.exists().where(images.c.id == round_items.c.image_id, ~images.c.missing, images.c.error.is_(None))
+        best = self._free(number).where(usable).order_by(None).order_by(busy, round_items.c.rank)
+        rows = connection.execute(best.limit(len(avoid) + 1)).mappings().all()
+        fresh = [row for row in rows if (row["image_id"], _index(row["slice"])) not in avoid]
+        return next((str(row["image_id"]) for row in [*fresh, *rows]), None)
+
+    def _ticket(self, connection: Connection, row: RowMapping | dict[str, Any]) -> Ticket:
+        image = connection.execute(
+            sa.select(images.c.patient, images.c.axis, images.c.n_slices).where(images.c.id == row["image_id"])
+        ).one()
+        by = connection.execute(
+            sa.select(rounds.c.strategy, rounds.c.selected_by).where(rounds.c.id == row["round"])
+        ).one()
+        return Ticket(
+            id=row["id"], round=row["round"], strategy=by.strategy, selected_by=by.selected_by, image_id=row["image_id"],
+            patient=image.patient, axis=image.axis, n_slices=image.n_slices, annotator=row["annotator"],
+            items=list(row["items"]), state=row["state"], opened_at=row["opened_at"], expires_at=row["expires_at"],
+        )  # fmt: skip
+
+    def ticket(self, ticket_id: str) -> Ticket:
+        """One ticket in whatever state.
+
+        Raises:
+            NotFound: no such ticket.
+        """
+        with self.store.read() as connection:
+            return self._ticket(connection, self._ticket_row(connection, ticket_id))
+
+    def _ticket_row(self, connection: Connection, ticket_id: str) -> RowMapping:
+        row = connection.execute(sa.select(tickets).where(tickets.c.id == ticket_id)).mappings().one_or_none()
+        if row is None:
+            raise NotFound(f"There is no ticket {ticket_id[:100]!r}.")
+        return row
+
+    def _open_ticket(self, connection: Connection, ticket_id: str) -> RowMapping:
+        self._expire(connection)
+        row = self._ticket_row(connection, ticket_id)
+        if row["state"] == "expired":
+            raise Gone(
+                f"The lease of ticket {ticket_id} ran out and its items are open to others again. Ask for a new one."
+            )
+        if row["state"] != "open":
+            raise Conflict(f"Ticket {ticket_id} is {row['state']} already.")
+        return row
+
+    def release(self, ticket_id: str) -> None:
+        """Give a ticket's items back; they are open to everybody again.
+
+        Raises:
+            NotFound, Gone, Conflict: no such ticket, expired, or closed already.
+        """
+        with self.store.write() as connection:
+            self._close(connection, self._open_ticket(connection, ticket_id), "released", None)
+
+    def renew(self, ticket_id: str) -> Ticket:
+        """Let the lease run anew from now. Raises as `release`."""
+        with self.store.write() as connection:
+            return self._renew(connection, self._open_ticket(connection, ticket_id))
+
+    def skip(self, ticket_id: str, reason: str) -> None:
+        """Never ask for these items again, and keep why. Raises as `release`."""
+        with self.store.write() as connection:
+            ticket = self._open_ticket(connection, ticket_id)
+            keys = [_key(item["slice"]) for item in ticket["items"]]
+            for key in keys:
+                where = (skips.c.image_id == ticket["image_id"]) & (skips.c.slice == key)
+                connection.execute(skips.delete().where(where))
+            connection.execute(
+                skips.insert(),
+                [
+                    {
+                        "image_id": ticket["image_id"],
+                        "slice": key,
+                        "annotator": ticket["annotator"],
+                        "reason": reason,
+                        "at": self.clock(),
+                    }
+                    for key in keys
+                ],
+            )
+            self._close(connection, ticket, "skipped", reason)
+            self._answer(connection, ticket["image_id"], keys, "skipped")
+
+    def _answer(self, connection: Connection, image_id: str, keys: Sequence[int], state: str) -> None:
+        """Items of open rounds that are answered now; rounds with nothing left become done."""
+        where = (
+            (round_items.c.image_id == image_id) & round_items.c.slice.in_(keys) & (round_items.c.state == "pending")
+        )
+        touched = connection.execute(
+            round_items.update().where(where).values(state=state).returning(round_items.c.round)
+        )
+        self._close_finished(connection, touched.scalars().all())
+
+    # --- labels
+
+    def asked_slices(self, image_id: str, annotator: str, ticket_id: str | None) -> tuple[list[int], str | None]:
+        """What a label that names no slices answers for, and the ticket it answers.
+
+        The named ticket's slices; else those of the annotator's open ticket on this image; else, for a label from nobody
+        in particular, those of the oldest open ticket that nobody in particular holds; else the whole volume, which is
+        MONAI Label's own convention.
+
+        Raises:
+            NotFound: no such ticket. Conflict: the ticket is for another image.
+        """
+        image = self.catalogue.image(image_id)
+        with self.store.read() as connection:
+            if ticket_id is not None:
+                row = self._ticket_row(connection, ticket_id)
+                if row["image_id"] != image_id:
+                    raise Conflict(
+                        f"Ticket {ticket_id} asks for image {row['image_id']!r}, the label is for {image_id!r}."
+                    )
+                return self._ticket(connection, row).slices, ticket_id
+            held = sa.select(tickets).where(
+                tickets.c.state == "open", tickets.c.image_id == image_id, tickets.c.annotator == annotator
+            )
+            mine = connection.execute(held.order_by(tickets.c.opened_at).limit(1)).mappings().one_or_none()
+            if mine is not None:
+                return self._ticket(connection, mine).slices, mine["id"]
+        return list(range(image["n_slices"])), None
+
+    def tell(self, image_id: str, submission: Submission) -> int:
+        """Record a label for ever; its slices are labelled from now on, and the ticket it answers is closed.
+
+        A label that nobody asked for is accepted and counted.
+
+        Returns:
+            The submission's number; later numbers win where slices overlap.
+        """
+        now = self.clock()
+        with self.store.write() as connection:
+            record = {
+                "image_id": image_id, "tag": submission.tag, "annotator": submission.annotator, "at": now,
+                "digest": submission.digest, "file": submission.file, "slices": list(submission.slices),
+                "ticket": submission.ticket, "params": dict(submission.params),
+            }  # fmt: skip
+            insert = submissions.insert().values(record).returning(submissions.c.id)
+            number = int(connection.execute(insert).scalar_one())
+            connection.execute(images.update().where(images.c.id == image_id).values(submission=number))
+            if submission.slices:
+                self._mark_labeled(connection, image_id, submission.slices, number)
+            if submission.tag == "final":
+                self._end_leases(connection, image_id, submission)
+            events.log(
+                connection, now, "label_saved", image=image_id, slices=list(submission.slices), annotator=submission.annotator,
+                submission=number, tag=submission.tag,
+            )  # fmt: skip
+        return number
+
+    def _mark_labeled(self, connection: Connection, image_id: str, slices: Sequence[int], number: int) -> None:
+        connection.execute(labels.delete().where(labels.c.image_id == image_id, labels.c.slice.in_(slices)))
+        connection.execute(labels.insert(), [{"image_id": image_id, "slice": s, "submission": number} for s in slices])
+        count = sa.select(sa.func.count()).where(labels.c.image_id == image_id).scalar_subquery()
+        row = connection.execute(
+            images.update()
+            .where(images.c.id == image_id)
+            .values(n_labeled=count)
+            .returning(images.c.n_labeled, images.c.n_slices)
+        ).one()
+        whole = [WHOLE] if row.n_labeled >= row.n_slices else []
+        self._answer(connection, image_id, [*slices, *whole], "labeled")
+
+    def _end_leases(self, connection: Connection, image_id: str, submission: Submission) -> None:
+        """Close the answered ticket, and every other on this image whose items are all labelled now."""
+        done = set(connection.execute(sa.select(labels.c.slice).where(labels.c.image_id == image_id)).scalars())
+        held = sa.select(tickets).where(tickets.c.state == "open", tickets.c.image_id == image_id)
+        for row in connection.execute(held).mappings().all():
+            if row["id"] == submission.ticket or set(self._ticket(connection, row).slices) <= done:
+                self._close(connection, row, "submitted", None)
+
+    def submissions(self, image_id: str) -> list[dict[str, Any]]:
+        """Everything that was ever sent for an image, oldest first."""
+        with self.store.read() as connection:
+            query = sa.select(submissions).where(submissions.c.image_id == image_id).order_by(submissions.c.id)
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    def labeled_slices(self, image_id: str) -> dict[int, int]:
+        """{slice: the submission that counts for it}."""
+        with self.store.read() as connection:
+            query = sa.select(labels.c.slice, labels.c.submission).where(labels.c.image_id == image_id)
+            return dict(connection.execute(query).all())
+
+    def composed(self, image_id: str, submission: int) -> None:
+        """The composite mask on disk holds everything up to this submission."""
+        with self.store.write() as connection:
+            where = (images.c.id == image_id) & (images.c.composite < submission)
+            connection.execute(images.update().where(where).values(composite=submission))
+
+    def labeled_images(self) -> list[dict[str, Any]]:
+        """Images with annotated slices: the record, and `slices` ascending. What training and validation see."""
+        with self.store.read() as connection:
+            rows = (
+                connection.execute(sa.select(images).where(images.c.n_labeled > 0).order_by(images.c.row))
+                .mappings()
+                .all()
+            )
+            found: dict[str, list[int]] = {}
+            for row in connection.execute(sa.select(labels.c.image_id, labels.c.slice).order_by(labels.c.slice)):
+                found.setdefault(row.image_id, []).append(row.slice)
+        return [dict(row) | {"slices": found[row["id"]]} for row in rows]
+
+    # --- models
+
+    def published(self, name: str, digest: str, metrics: Mapping[str, Any], how: str = "trained") -> None:
+        """These weights are in use from now on: rounds planned with others are stale."""
+        with self.store.write() as connection:
+            connection.execute(meta.delete().where(meta.c.key == "model"))
+            connection.execute(meta.insert().values(key="model", value=digest))
+            events.log(
+                connection, self.clock(), "model_published", name=name, digest=digest, metrics=dict(metrics), how=how
+            )
+
+    def current_model(self) -> str | None:
+        """Digest of the weights in use."""
+        with self.store.read() as connection:
+            return connection.execute(sa.select(meta.c.value).where(meta.c.key == "model")).scalar_one_or_none()
+
+    def item_states(self, image_id: str) -> list[dict[str, Any]]:
+        """Every slice of an image: labeled, skipped, leased, asked, or open, with the newest score and reason it got."""
+        image = self.catalogue.image(image_id)
+        with self.store.read() as connection:
+            done = {
+                row.slice: row.submission
+                for row in connection.execute(sa.select(labels).where(labels.c.image_id == image_id))
+            }
+            skipped = {
+                row.slice: row.reason
+                for row in connection.execute(sa.select(skips).where(skips.c.image_id == image_id))
+            }
+            leased = {
+                row.slice: row.ticket
+                for row in connection.execute(sa.select(leases).where(leases.c.image_id == image_id))
+            }
+            query = sa.select(round_items).where(round_items.c.image_id == image_id).order_by(round_items.c.round)
+            asked = {row["slice"]: row for row in connection.execute(query).mappings()}
+        states = []
+        for index in range(image["n_slices"]):
+            keys = (index, WHOLE)
+            state: dict[str, Any] = {"slice": index, "state": "open"}
+            for name, known in (("asked", asked), ("leased", leased), ("skipped", skipped), ("labeled", done)):
+                found = next((known[key] for key in keys if key in known), None)
+                if found is None or (name == "asked" and found["state"] != "pending"):
+                    continue
+                state["state"] = name
+                if name != "asked":
+                    state[{"leased": "ticket", "skipped": "reason", "labeled": "submission"}[name]] = found
+            last = next((asked[key] for key in keys if key in asked), None)
+            if last is not None:
+                state |= {"round": last["round"], "rank": last["rank"], "score": last["score"], "why": last["why"]}
+            states.append(state)
+        return states
+
+
+def _key(index: int | None) -> int:
+    return WHOLE if index is None else index
+
+
+def _index(key: int) -> int | None:
+    return None if key == WHOLE else key
+
+
+def _item_json(row: RowMapping) -> dict[str, Any]:
+    return {"slice": _index(row["slice"]), "rank": row["rank"], "score": row["score"], "why": row["why"]}

@@ -1,0 +1,110 @@
+"""The one deterministic preprocessing: the same for training, validation, inference and sweep, and its way back."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from loop.errors import BadInput
+from models.spec import ModelSpec
+
+IGNORED = 255
+"""Target value of voxels that nobody annotated, and of padding: losses and metrics do not see them."""
+
+_CLIP_PERCENT = (0.5, 99.5)
+_PERCENTILE_SAMPLE = 2_000_000
+"""Percentiles of a huge volume are taken from about this many evenly spaced voxels."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Network input of one image and what leads back to its voxels.
+
+    Attributes:
+        data: (n, 1, h, w) slices of a 2-D model, (1, 1, x, y, z) volume of a 3-D model; float32, padded to the divisor.
+        native: spatial size of an item before resampling: (H, W) or (X, Y, Z).
+        resampled: spatial size before padding.
+        axis: slice axis of the volume.
+    """
+
+    data: Tensor
+    native: tuple[int, ...]
+    resampled: tuple[int, ...]
+    axis: int
+
+
+def prepare(spec: ModelSpec, array: npt.NDArray[Any], spacing: tuple[float, ...], axis: int) -> Prepared:
+    """Normalise, resample and pad a volume (I, J, K).
+
+    Args:
+        spacing: mm along i, j, k.
+        axis: the slice axis.
+
+    Raises:
+        BadInput: a voxel is not finite.
+    """
+    items = as_items(spec, normalised(array), axis)
+    native = tuple(items.shape[2:])
+    size = _resampled_size(spec, native, spacing, axis)
+    if size != native:
+        items = functional.interpolate(items, size=size, mode=_linear(spec), align_corners=False)
+    return Prepared(_padded(items, spec.divisor), native, size, axis)
+
+
+def normalised(array: npt.NDArray[Any]) -> Tensor:
+    """Voxels clipped to the 0.5 and 99.5 percentile, then mean 0 and standard deviation 1 over the volume."""
+    voxels = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+    if not torch.isfinite(voxels).all():
+        raise BadInput("The image has voxels that are NaN or infinite.")
+    flat = voxels.flatten()
+    sample = flat[:: max(1, flat.numel() // _PERCENTILE_SAMPLE)].numpy()
+    low, high = (float(value) for value in np.percentile(sample, _CLIP_PERCENT))
+    clipped = voxels.clamp(low, high) if high > low else voxels
+    return (clipped - clipped.mean()) / clipped.std(correction=0).clamp_min(1e-6)
+
+
+def as_items(spec: ModelSpec, volume: Tensor, axis: int) -> Tensor:
+    """(I, J, K) -> (n, 1, H, W) slices along the axis, or (1, 1, I, J, K) for a 3-D model."""
+    return volume.movedim(axis, 0)[:, None].contiguous() if spec.spatial_dims == 2 else volume[None, None]
+
+
+def restore(prepared: Prepared, maps: Tensor) -> Tensor:
+    """(B, C, *padded) maps, such as probabilities, of some items back on the image's own grid: (B, C, *native)."""
+    cut = maps[(slice(None), slice(None), *(slice(0, size) for size in prepared.resampled))]
+    if prepared.resampled == prepared.native:
+        return cut
+    mode = "bilinear" if len(prepared.native) == 2 else "trilinear"
+    return functional.interpolate(cut, size=prepared.native, mode=mode, align_corners=False)
+
+
+def prepare_label(spec: ModelSpec, mask: npt.NDArray[np.uint8], spacing: tuple[float, ...], axis: int) -> Tensor:
+    """The mask on the network's grid: (n, *padded) uint8, nearest neighbour, padded with IGNORED."""
+    items = as_items(spec, torch.from_numpy(np.ascontiguousarray(mask)), axis)
+    size = _resampled_size(spec, tuple(items.shape[2:]), spacing, axis)
+    if size != tuple(items.shape[2:]):
+        items = functional.interpolate(items.float(), size=size, mode="nearest-exact").to(torch.uint8)
+    return _padded(items, spec.divisor, IGNORED)[:, 0]
+
+
+def _resampled_size(spec: ModelSpec, native: tuple[int, ...], spacing: tuple[float, ...], axis: int) -> tuple[int, ...]:
+    if not spec.spacing:
+        return native
+    own = [length for i, length in enumerate(spacing) if spec.spatial_dims == 3 or i != axis]
+    return tuple(max(1, round(n * mm / target)) for n, mm, target in zip(native, own, spec.spacing, strict=True))
+
+
+def _linear(spec: ModelSpec) -> str:
+    return "bilinear" if spec.spatial_dims == 2 else "trilinear"
+
+
+def _padded(items: Tensor, divisor: int, value: int = 0) -> Tensor:
+    """Padded at the far ends to the next multiple of the divisor; 0 is the image's mean after normalisation."""
+    missing = [-size % divisor for size in items.shape[2:]]
+    if not any(missing):
+        return items
+    pairs = [amount for size in reversed(missing) for amount in (0, size)]
+    return functional.pad(items, pairs, value=value)

@@ -1,0 +1,61 @@
+"""What a segmentation network is, in one object that training, inference and sweep share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from loop.errors import BadInput
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A network and everything about it that is not weights.
+
+    Attributes:
+        labels: class names; class k of the output is labels[k - 1], class 0 is background.
+        spatial_dims: 2 (slices) or 3 (volumes).
+        build: makes a network with `channels_out` output channels: (B, 1, *S) -> logits (B, C, *S).
+        divisor: input sizes are padded to a multiple of it.
+        spacing: voxel size in mm that inputs are resampled to along the model's axes; () keeps the image's own.
+        patch: training patch in voxels; () lets the cases decide.
+        largest_patch: bound, along each axis, of the patch that the cases decide.
+        feature_layer: name of the bottleneck module.
+    """
+
+    name: str
+    labels: tuple[str, ...]
+    spatial_dims: int
+    build: Callable[[int], nn.Module]
+    divisor: int
+    largest_patch: int
+    feature_layer: str
+    spacing: tuple[float, ...] = ()
+    patch: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for key in ("spacing", "patch"):
+            value = getattr(self, key)
+            if value and len(value) != self.spatial_dims:
+                raise BadInput(
+                    f"{key} must have {self.spatial_dims} numbers for the model {self.name!r}, got {len(value)}."
+                )
+            if any(not number > 0 for number in value):
+                raise BadInput(f"{key} must be positive, got {value}.")
+
+    @property
+    def channels_out(self) -> int:
+        """Classes with background."""
+        return len(self.labels) + 1
+
+    @property
+    def whole_patch(self) -> tuple[int, ...]:
+        """The patch, rounded up to what the network can halve; () as `patch`."""
+        return tuple(-(-size // self.divisor) * self.divisor for size in self.patch)
+
+    def network(self, seed: int) -> nn.Module:
+        """A freshly initialised network, the same for the same seed; the global generator is left as it was."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.build(self.channels_out)

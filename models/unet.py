@@ -1,0 +1,59 @@
+"""MONAI's residual U-Net for slices and for volumes."""
+
+from functools import partial
+
+from torch import nn
+
+from models.spec import ModelSpec
+
+_CHANNELS = (16, 32, 64, 128)
+_DROPOUT = 0.1
+
+
+def _build(channels_out: int, *, spatial_dims: int) -> nn.Module:
+    # Imported here because `import monai` takes seconds that a command line or a test of the loop need not pay.
+    from monai.networks.nets import UNet
+
+    network: nn.Module = UNet(
+        spatial_dims=spatial_dims,
+        in_channels=1,
+        out_channels=channels_out,
+        channels=_CHANNELS,
+        strides=(2,) * (len(_CHANNELS) - 1),
+        num_res_units=2,
+        # Batches of volumes are too small for batch statistics; batches of slices learn faster with them.
+        norm="BATCH" if spatial_dims == 2 else ("INSTANCE", {"affine": True}),
+        dropout=_DROPOUT,
+    )
+    return network
+
+
+def _spec(
+    name: str,
+    spatial_dims: int,
+    largest_patch: int,
+    labels: tuple[str, ...],
+    spacing: tuple[float, ...],
+    patch: tuple[int, ...],
+) -> ModelSpec:
+    return ModelSpec(
+        name=name,
+        labels=labels,
+        spatial_dims=spatial_dims,
+        build=partial(_build, spatial_dims=spatial_dims),
+        divisor=2 ** (len(_CHANNELS) - 1),
+        largest_patch=largest_patch,
+        feature_layer="model.1.submodule.1.submodule.1.submodule",
+        spacing=spacing,
+        patch=patch,
+    )
+
+
+def unet2d(*, labels: tuple[str, ...], spacing: tuple[float, ...] = (), patch: tuple[int, ...] = ()) -> ModelSpec:
+    """U-Net on slices."""
+    return _spec("unet2d", 2, 256, labels, spacing, patch)
+
+
+def unet3d(*, labels: tuple[str, ...], spacing: tuple[float, ...] = (), patch: tuple[int, ...] = ()) -> ModelSpec:
+    """U-Net on volumes."""
+    return _spec("unet3d", 3, 96, labels, spacing, patch)

@@ -1,0 +1,116 @@
+"""What every request passes: who it is, how large it may be, and how errors are told."""
+
+import json
+import logging
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import HTTPException, Request, UploadFile
+from fastapi.responses import JSONResponse
+from monailabel.config import settings
+from monailabel.endpoints.user.auth import RBAC, User
+from monailabel.interfaces.utils.app import app_instance
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from loop.assembly import Assembly
+from loop.errors import BadInput, NextSliceError
+from loop.shell import check_annotator
+
+logger = logging.getLogger(__name__)
+
+JSON_LIMIT = 1 << 20
+"""Bytes of a request body that is no file upload: commands are small."""
+
+AnyUser = RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER)
+Annotator = RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR)
+Admin = RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN)
+
+
+def parts() -> Assembly:
+    """The running app's parts."""
+    assembly: Assembly = app_instance().parts
+    return assembly
+
+
+def annotator_of(user: User, client_id: object) -> str:
+    """Who acts: the account where accounts are on, else what the client says of itself."""
+    return str(user.username) if settings.MONAI_LABEL_AUTH_ENABLE else check_annotator(client_id)
+
+
+def parse_params(text: str) -> dict[str, Any]:
+    """A form's `params`.
+
+    Raises:
+        BadInput: not a JSON object.
+    """
+    try:
+        params = json.loads(text or "{}")
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"params must be a JSON object: {str(error)[:200]}.") from None
+    if not isinstance(params, dict):
+        raise BadInput(f"params must be a JSON object, got {type(params).__name__}.")
+    return params
+
+
+@contextmanager
+def received(file: UploadFile, suffix: str) -> Iterator[Path]:
+    """The upload as a file of ours with a name of ours; gone after the block."""
+    target = parts().workplace.state / "incoming" / f"{uuid.uuid4().hex}{suffix}"
+    try:
+        with open(target, "wb") as out:
+            shutil.copyfileobj(file.file, out, 1 << 20)
+        yield target
+    finally:
+        target.unlink(missing_ok=True)
+
+
+async def told(request: Request, error: Exception) -> JSONResponse:
+    """A NextSliceError as {"detail": sentence} with its status."""
+    assert isinstance(error, NextSliceError)
+    if error.status >= 500:
+        logger.error("%s %s: %s", request.method, request.url.path, error)
+    return JSONResponse({"detail": str(error)}, error.status)
+
+
+class SizeLimit:
+    """Refuses bodies over the limit with 413, before and while they arrive: uploads have one, everything else another."""
+
+    def __init__(self, app: ASGIApp, max_upload: int) -> None:
+        self.app, self.max_upload = app, max_upload
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {key.lower(): value for key, value in scope["headers"]}
+        upload = headers.get(b"content-type", b"").startswith(b"multipart/form-data")
+        limit = self.max_upload if upload else JSON_LIMIT
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > limit:
+            await _refuse(limit, scope, receive, send)
+            return
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > limit:
+                raise HTTPException(413, _too_large(limit))  # FastAPI lets only its own kind through its body parser
+            return message
+
+        await self.app(scope, counted, send)
+
+
+async def _refuse(limit: int, scope: Scope, receive: Receive, send: Send) -> None:
+    await JSONResponse({"detail": _too_large(limit)}, 413)(scope, receive, send)
+
+
+def _too_large(limit: int) -> str:
+    return (
+        f"The request must be at most {limit / 2**20:g} MiB. Larger uploads can be allowed with --conf max_upload_mb."
+    )

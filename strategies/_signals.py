@@ -1,0 +1,53 @@
+"""Reductions of softmax probabilities p (B, C, *S) to one number an item. Natural logarithm, xlogy(0) = 0."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from loop.signals import Signal
+
+AGGREGATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda pixels: pixels.flatten(1).mean(1),
+    "sum": lambda pixels: pixels.flatten(1).sum(1),
+}
+
+
+def entropy_map(probs: Tensor) -> Tensor:
+    """(B, *S) entropy in nats of each pixel."""
+    return -torch.special.xlogy(probs, probs).sum(1)
+
+
+def margin_map(probs: Tensor) -> Tensor:
+    """(B, *S) minus the gap between the two likeliest classes, in [-1, 0]."""
+    best = probs.topk(2, dim=1).values
+    return best[:, 1] - best[:, 0]
+
+
+def least_confidence_map(probs: Tensor) -> Tensor:
+    """(B, *S) minus the probability of the likeliest class."""
+    return -probs.amax(1)
+
+
+def _reduce(probs: Tensor, pixel_map: Callable[[Tensor], Tensor], aggregate: str) -> Tensor:
+    return AGGREGATIONS[aggregate](pixel_map(probs))
+
+
+def pixel_signal(name: str, pixel_map: Callable[[Tensor], Tensor], aggregate: str) -> Signal:
+    """The signal that aggregates a pixel map over an item.
+
+    Raises:
+        ValueError: unknown aggregation.
+    """
+    if aggregate not in AGGREGATIONS:
+        raise ValueError(f"aggregate must be one of {', '.join(AGGREGATIONS)}, got {aggregate!r}.")
+    return Signal(f"{name}_{aggregate}", "probs", partial(_reduce, pixel_map=pixel_map, aggregate=aggregate))
+
+
+def foreground_fraction(probs: Tensor) -> Tensor:
+    """(B,) share of pixels whose likeliest class is not background (class 0)."""
+    return (probs.argmax(1) != 0).flatten(1).float().mean(1)
+
+
+FOREGROUND_FRACTION = Signal("foreground_fraction", "probs", foreground_fraction)

@@ -1,0 +1,16 @@
+"""Smallest margin."""
+
+from dataclasses import dataclass
+
+from strategies._pixel_uncertainty import PixelUncertainty
+from strategies._signals import margin_map
+
+
+@dataclass(frozen=True)
+class Margin(PixelUncertainty):
+    """-mean_S( p_(1) - p_(2) ): how little the likeliest class leads the second."""
+
+    name = "margin"
+    asks_for = "smallest lead of the likeliest class"
+    source = "ALGES paper, eq. 9-10"
+    pixel_map = staticmethod(margin_map)

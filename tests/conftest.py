@@ -1,0 +1,150 @@
+"""Fixtures: phantom studies, and real servers in real processes on 127.0.0.1."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+
+from bench.phantom import write_phantoms
+
+ROOT = Path(__file__).parent.parent
+_START_SECONDS = 120
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass
+class LiveServer:
+    """`nextslice serve` (or another command) as a process of its own.
+
+    Attributes:
+        root: the demo folder: images/ is served, labels/ is the ground truth.
+    """
+
+    root: Path
+    conf: dict[str, str] = field(default_factory=dict)
+    command: Callable[["LiveServer"], list[str]] | None = None
+    env: dict[str, str] = field(default_factory=dict)
+    port: int = field(default_factory=free_port)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def images(self) -> Path:
+        return self.root / "images"
+
+    @property
+    def truth(self) -> Path:
+        return self.root / "labels"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "server.log"
+
+    def start(self) -> "LiveServer":
+        """Start and wait until it answers and has looked at the images."""
+        command = self.command(self) if self.command else self._serve()
+        environment = {**os.environ, "HOME": str(self.root), **self.env}
+        with open(self.log, "ab") as log:
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=self.root, env=environment, start_new_session=True
+            )
+        until = time.monotonic() + _START_SECONDS
+        while time.monotonic() < until:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"The server ended with {self.process.returncode}: {self.log.read_text()[-3000:]}")
+            try:
+                if httpx.get(f"{self.url}/info/", timeout=5).status_code == 200:
+                    return self
+            except httpx.TransportError:
+                time.sleep(0.1)
+        raise RuntimeError(f"The server did not answer: {self.log.read_text()[-3000:]}")
+
+    def _serve(self) -> list[str]:
+        pairs = [part for key, value in self.conf.items() for part in ("--conf", key, value)]
+        return [sys.executable, "-m", "cli", "serve", "--studies", str(self.images), "--port", str(self.port), *pairs]
+
+    def kill(self) -> None:
+        """kill -9, the server alone; its child processes must end by themselves."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        """End it and everything it started."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+
+    def client(self) -> httpx.Client:
+        """HTTP to this server."""
+        return httpx.Client(base_url=self.url, timeout=300)
+
+    def wait_for(
+        self, what: str, ready: Callable[[dict[str, object]], bool], seconds: float = 300
+    ) -> dict[str, object]:
+        """/al/progress once `ready` says yes."""
+        until = time.monotonic() + seconds
+        with self.client() as http:
+            while time.monotonic() < until:
+                progress: dict[str, object] = http.get("/al/progress").json()
+                if ready(progress):
+                    return progress
+                time.sleep(0.2)
+        raise AssertionError(
+            f"Waited {seconds} s for {what}; progress is {progress}; log: {self.log.read_text()[-3000:]}"
+        )
+
+
+FAST = {"epochs": "1", "steps_per_epoch": "2", "batch_size": "2"}
+"""Settings of a training that only has to happen."""
+
+
+@pytest.fixture()
+def demo(tmp_path: Path) -> Path:
+    """Eight phantom patients: images/ and labels/."""
+    write_phantoms(tmp_path / "demo", patients=8, seed=1)
+    return tmp_path / "demo"
+
+
+@pytest.fixture()
+def serve() -> Iterator[Callable[..., LiveServer]]:
+    """Start servers that are stopped after the test: serve(demo folder, key=value settings)."""
+    started: list[LiveServer] = []
+
+    def start(root: Path, **conf: str) -> LiveServer:
+        started.append(LiveServer(root, {**FAST, **conf}))
+        return started[-1].start()
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real data beside the checkout; skips where it is not there."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"real data is not at {folder}")
+    return folder
