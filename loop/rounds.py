@@ -459,9 +459,9 @@ class Loop:
     def asked_slices(self, image_id: str, annotator: str, ticket_id: str | None) -> tuple[list[int], str | None]:
         """What a label that names no slices answers for, and the ticket it answers.
 
-        The named ticket's slices; else those of the annotator's open ticket on this image; else, for a label from nobody
-        in particular, those of the oldest open ticket that nobody in particular holds; else the whole volume, which is
-        MONAI Label's own convention.
+        The named ticket's slices; else those of the annotator's oldest open ticket on this image (nobody in particular is
+        an annotator too); else those of the newest whose lease ran out, because a late label answers what was asked;
+        else the whole volume, which is MONAI Label's own convention.
 
         Raises:
             NotFound: no such ticket. Conflict: the ticket is for another image.
@@ -469,18 +469,18 @@ class Loop:
         image = self.catalogue.image(image_id)
         with self.store.read() as connection:
             if ticket_id is not None:
-                row = self._ticket_row(connection, ticket_id)
-                if row["image_id"] != image_id:
+                named = self._ticket_row(connection, ticket_id)
+                if named["image_id"] != image_id:
                     raise Conflict(
-                        f"Ticket {ticket_id} asks for image {row['image_id']!r}, the label is for {image_id!r}."
+                        f"Ticket {ticket_id} asks for image {named['image_id']!r}, the label is for {image_id!r}."
                     )
-                return self._ticket(connection, row).slices, ticket_id
-            held = sa.select(tickets).where(
-                tickets.c.state == "open", tickets.c.image_id == image_id, tickets.c.annotator == annotator
-            )
-            mine = connection.execute(held.order_by(tickets.c.opened_at).limit(1)).mappings().one_or_none()
-            if mine is not None:
-                return self._ticket(connection, mine).slices, mine["id"]
+                return self._ticket(connection, named).slices, ticket_id
+            mine = sa.select(tickets).where(tickets.c.image_id == image_id, tickets.c.annotator == annotator)
+            for state, order in (("open", tickets.c.opened_at), ("expired", tickets.c.opened_at.desc())):
+                found = mine.where(tickets.c.state == state).order_by(order).limit(1)
+                row = connection.execute(found).mappings().one_or_none()
+                if row is not None:
+                    return self._ticket(connection, row).slices, row["id"]
         return list(range(image["n_slices"])), None
 
     def tell(self, image_id: str, submission: Submission) -> int:
@@ -525,7 +525,9 @@ class Loop:
         self._answer(connection, image_id, [*slices, *whole], "labeled")
 
     def _end_leases(self, connection: Connection, image_id: str, submission: Submission) -> None:
-        """Close the answered ticket, and every other on this image whose items are all labelled now."""
+        """Close the answered ticket, late or not, and every other on this image whose items are all labelled now."""
+        answered = (tickets.c.id == submission.ticket) & (tickets.c.state == "expired")
+        connection.execute(tickets.update().where(answered).values(state="submitted", closed_at=self.clock()))
         done = set(connection.execute(sa.select(labels.c.slice).where(labels.c.image_id == image_id)).scalars())
         held = sa.select(tickets).where(tickets.c.state == "open", tickets.c.image_id == image_id)
         for row in connection.execute(held).mappings().all():

@@ -32,8 +32,5 @@ class ForegroundRandom(Strategy):
         sure = rng.permutation(foreground)[: round(self.fraction * k)]
         others = rng.permutation(np.setdiff1d(pool.candidates, sure))[: k - len(sure)]
         rows = rng.permutation(np.concatenate([sure, others]))
-        why = tuple(
-            "drawn among slices with predicted foreground" if row in set(sure.tolist()) else "drawn at random"
-            for row in rows.tolist()
-        )
-        return Selection(rows, np.linspace(1, 0, k, endpoint=False), why)
+        why = np.where(np.isin(rows, sure), "drawn among items with predicted foreground", "drawn at random")
+        return Selection(rows, np.linspace(1, 0, k, endpoint=False), tuple(why.tolist()))

@@ -422,6 +422,20 @@ def test_what_a_label_answers_for(make: MakeLoop) -> None:
         loop.asked_slices(image_id, "ann", "no such ticket")
 
 
+def test_a_late_label_answers_what_was_asked_and_not_the_whole_volume(make: MakeLoop) -> None:
+    loop = make(volumes=1, budget=2, lease_minutes=1)
+    open_round(loop)
+    ticket = loop.ask("random", "ann")[0]
+    loop.clock.now += 120  # type: ignore[attr-defined]
+    loop.ask("random", "ann", n=0, resume=False)
+    assert loop.ticket(ticket.id).state == "expired"
+    slices, answered = loop.asked_slices(ticket.image_id, "ann", None)
+    assert (slices, answered) == (ticket.slices, ticket.id)
+    tell(loop, ticket.image_id, slices, ticket=answered)
+    assert loop.ticket(ticket.id).state == "submitted"
+    assert loop.asked_slices(ticket.image_id, "ann", None) == (list(range(10)), None)
+
+
 def test_a_ticket_of_another_image_is_refused(make: MakeLoop) -> None:
     loop = make()
     open_round(loop)
