@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from sqlalchemy.engine import RowMapping
 
 from datastore.labels import read_label
@@ -77,7 +77,7 @@ class FolderDatastore(Datastore):
                     if entry.name.startswith("."):
                         continue
                     if entry.is_dir(follow_symlinks=False):
-                        if entry.name not in _OWN_FOLDERS or Path(entry.path).parent != self.root:
+                        if not self._is_ours(Path(entry.path)):
                             folders.append(Path(entry.path))
                     elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
                         stat = entry.stat()
@@ -85,12 +85,20 @@ class FolderDatastore(Datastore):
                         there.setdefault(self._id_of(path), (path, f"{stat.st_size}-{stat.st_mtime_ns}"))
         return there
 
+    def _is_ours(self, path: Path) -> bool:
+        """Whether no image of the user can be there."""
+        return path.is_relative_to(self.state) or path.relative_to(self.root).parts[0] in _OWN_FOLDERS
+
+    def _relative(self, path: Path) -> str:
+        """A name that is not Unicode gets backslashes, which `check_id` tells of."""
+        return os.fsencode(path.relative_to(self.root).as_posix()).decode("utf-8", "backslashreplace")
+
     def _id_of(self, path: Path) -> str:
-        relative = path.relative_to(self.root).as_posix()
+        relative = self._relative(path)
         return relative[: -len(suffix_of(relative))]
 
     def _found(self, image_id: str, path: Path, version: str) -> Found:
-        relative = path.relative_to(self.root).as_posix()
+        relative = self._relative(path)
         try:
             check_id(image_id)
             if not path.resolve().is_relative_to(self.root):
@@ -105,7 +113,7 @@ class FolderDatastore(Datastore):
         """The image's file.
 
         Raises:
-            NotFound: no such image.
+            NotFound: no such image, or its file is gone. Forbidden: it is a link that leaves the studies folder.
         """
         return self._path(self.loop.catalogue.image(image_id))
 
@@ -117,7 +125,12 @@ class FolderDatastore(Datastore):
         return self._path(image)
 
     def _path(self, image: RowMapping) -> Path:
-        return self.root / str(image["path"])
+        path = self.root / str(image["path"])
+        if not path.resolve().is_relative_to(self.root):
+            raise Forbidden(f"The image {image['id']!r} is a link that leaves the studies folder.")
+        if not path.is_file():
+            raise NotFound(f"The file of the image {image['id']!r} is gone.")
+        return path
 
     def _header(self, image: RowMapping) -> Header:
         return read_header(self.readable_path(image["id"]))
@@ -131,20 +144,25 @@ class FolderDatastore(Datastore):
         source = Path(image_filename)
         suffix = suffix_of(source.name)
         check_id(image_id)
-        if PurePosixPath(image_id).parts[0] in _OWN_FOLDERS:
-            raise BadInput(
-                f"An image id must not begin with {PurePosixPath(image_id).parts[0]!r}: labels are kept there."
-            )
-        read_volume(source)
         target = self.root / f"{image_id}{suffix}"
+        if self._is_ours(target):
+            raise BadInput(
+                f"An image id must not begin with {PurePosixPath(image_id).parts[0]!r}: that folder is not for images."
+            )
+        if self._id_of(target) != image_id:
+            raise BadInput(f"An image id must not end with a file type, got {image_id[-20:]!r} with {suffix}.")
         if not target.resolve().is_relative_to(self.root):
             raise BadInput(f"The image id {image_id!r} leaves the studies folder.")
+        read_volume(source)
         with self._lock(image_id):
             if image_id in self._scan_one(target):
                 raise Conflict(
                     f"There is an image {image_id!r} already; images are never overwritten. Choose another id."
                 )
-            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError):
+                raise Conflict(f"The image id {image_id!r} takes a file for a folder. Choose another id.") from None
             _copy_durably(source, target)
             self.refresh()
         if image_info:
@@ -178,6 +196,9 @@ class FolderDatastore(Datastore):
         return dict(self.loop.catalogue.image(image_id)["info"])
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
+        taken = [key for key in info if key in map(_label_key, TAGS)]
+        if taken:
+            raise BadInput(f"{taken[0]!r} is where the notes about that label are kept: PUT /datastore/label/info.")
         self.loop.catalogue.update_info(image_id, info)
 
     def list_images(self) -> list[str]:
@@ -314,7 +335,8 @@ class FolderDatastore(Datastore):
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: Mapping[str, Any]) -> str:
         """MONAI Label's way to `submit`, for its batch inference."""
-        self.submit(image_id, Path(label_filename), tag=label_tag, params=label_info)
+        tag = label_tag.value if isinstance(label_tag, DefaultLabelTag) else label_tag
+        self.submit(image_id, Path(label_filename), tag=tag, params=label_info)
         return image_id
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
@@ -349,6 +371,8 @@ class FolderDatastore(Datastore):
         return {**info, "params": {**info.get("params", {}), "label_names": self.loop.config.label_values()}}
 
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
+        if not isinstance(info.get("params", {}), dict):
+            raise BadInput(f"params must be a JSON object, got {type(info['params']).__name__}.")
         self.label_file(label_id, label_tag)
         self.loop.catalogue.update_info(label_id, {_label_key(label_tag): info})
 
@@ -430,6 +454,8 @@ def check_id(image_id: str) -> None:
     rule = "An image id must be a relative path of visible names"
     if not image_id or len(image_id) > _ID_LENGTH:
         raise BadInput(f"{rule} of 1 to {_ID_LENGTH} characters, got {len(image_id)}.")
+    if max(len(os.fsencode(part)) for part in parts) > _ID_LENGTH:
+        raise BadInput(f"{rule} of at most {_ID_LENGTH} bytes each, got {image_id[:100]!r}.")
     if any(part.startswith(".") or not part.strip() for part in parts) or "\\" in image_id or ":" in parts[0][1:2]:
         raise BadInput(f"{rule}, without `..` and backslashes, got {image_id[:100]!r}.")
     if any(unicodedata.category(character).startswith("C") for character in image_id):

@@ -12,6 +12,7 @@ from loop.errors import BadInput
 
 _AFFINE_TOLERANCE_MM = 1e-2
 """Viewers store affines as float32 and may round; a hundredth of a millimetre is far below a voxel."""
+_MOST_CLASSES = 255
 
 
 def read_label(
@@ -77,6 +78,8 @@ def _numbering(info: Sequence[Mapping[str, Any]], present: Sequence[int]) -> dic
     The entries' own `idx`, unless voxels are present that it does not cover: Slicer counts hidden segments in `idx` but
     not in the voxels, which then follow the order of the entries.
     """
+    if len(info) > _MOST_CLASSES:
+        raise BadInput(f"label_info must name at most {_MOST_CLASSES} classes, got {len(info)}.")
     for entry in info:
         named = isinstance(entry, Mapping) and isinstance(entry.get("name"), str)
         if not named or not isinstance(entry.get("idx", 0), int):

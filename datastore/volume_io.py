@@ -1,6 +1,8 @@
 """Volumes from and to files: NIfTI (nibabel), NRRD and MetaImage (SimpleITK), always as (i, j, k) voxels with a RAS affine."""
 
 import gzip
+import math
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +28,8 @@ SUFFIXES = NIFTI + ITK
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # A gzip level that is about five times faster than the default; masks compress well all the same.
 _GZIP_LEVEL = 1
+_VOXEL_BYTES = 8
+"""Of the widest voxels that are read."""
 _HEAD_BYTES = 1 << 20
 """How much of a file is searched for names of other files; no header is longer."""
 
@@ -93,6 +97,7 @@ def read_volume(path: Path) -> Volume:
         BadInput: as `read_header`; truncated; complex or colour voxels.
     """
     header = read_header(path)
+    _check_size(path, header)
     with _explained(path):
         if suffix_of(path.name) in NIFTI:
             array = np.asanyarray(nib.load(path).dataobj)
@@ -114,6 +119,13 @@ def write_volume(path: Path, array: npt.NDArray[Any], affine: Affine) -> None:
             _write_itk(temporary, array, affine)
 
 
+def _check_size(path: Path, header: Header) -> None:
+    """A few compressed kilobytes can claim, and hold, more than the machine has; the system would end the server for it."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if math.prod(header.shape) * _VOXEL_BYTES > memory / 2:
+        raise BadInput(f"{path.name} claims more voxels {header.shape} than fit into half of this machine's memory.")
+
+
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
     try:
@@ -124,7 +136,8 @@ def _explained(path: Path) -> Iterator[None]:
         raise BadInput(f"{path.name} claims more voxels than fit into memory.") from None
     # nibabel, zlib and ITK raise whatever their parsers meet; all of it means that the file is not what it should be.
     except Exception as error:  # noqa: BLE001
-        reason = str(error).strip().splitlines()[-1][:200] if str(error).strip() else type(error).__name__
+        said = str(error).strip().replace(str(path), path.name)
+        reason = said.splitlines()[-1][:200] if said else type(error).__name__
         raise BadInput(f"{path.name} could not be read as an image: {reason}") from None
 
 

@@ -20,6 +20,7 @@ from loop.signals import Batch
 from models.preprocess import Prepared, prepare, restore
 from models.spec import ModelSpec
 from models.weights import load_into
+from models.windows import logits
 
 _PREFETCH = 2
 """Images read ahead while the network runs; more only costs memory."""
@@ -68,20 +69,7 @@ class Segmenter:
         """(B, 1, *padded) -> softmax (B, C, *padded) float32 on the device."""
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
             data = data.to(self.device, non_blocking=True)
-            logits = self._windows(data) if self._too_large(data) else self.network(data)
-            return torch.softmax(logits.float(), dim=1)
-
-    def _too_large(self, data: Tensor) -> bool:
-        return self.spec.spatial_dims == 3 and max(data.shape[2:]) > self._window()[0]
-
-    def _window(self) -> tuple[int, ...]:
-        return self.spec.whole_patch or (self.spec.largest_patch,) * self.spec.spatial_dims
-
-    def _windows(self, data: Tensor) -> Tensor:
-        from monai.inferers import sliding_window_inference
-
-        logits: Tensor = sliding_window_inference(data, self._window(), 2, self.network, overlap=0.25, mode="gaussian")
-        return logits
+            return torch.softmax(logits(self.spec, self.network, data).float(), dim=1)
 
     def predict(self, volume: Volume, axis: int) -> npt.NDArray[np.uint8]:
         """The mask (I, J, K): the likeliest class of each voxel."""

@@ -98,16 +98,10 @@ class Assembly:
         image_id = str(request.get("image"))
         task = models_here[str(request["model"])]
         file, params = task({**request, "image": self.datastore.readable_path(image_id)})
-        if request.get("save_label"):
-            self.datastore.save_label(
-                image_id, file, str(request.get("label_tag", ORIGINAL)), {"model": params["model"]}
-            )
-        return {
-            "label": image_id if request.get("save_label") else file,
-            "tag": ORIGINAL,
-            "file": file,
-            "params": params,
-        }
+        saved = bool(request.get("save_label"))
+        if saved:
+            self.datastore.save_label(image_id, file, request.get("label_tag") or ORIGINAL, {"model": params["model"]})
+        return {"label": image_id if saved else file, "tag": ORIGINAL, "file": file, "params": params}
 
     @cached_property
     def infers_by_name(self) -> dict[str, SegmentationInfer]:

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -12,6 +13,9 @@ from loop.errors import BadInput
 
 DATASET_FILE = "nextslice.json"
 """A studies folder may describe itself: {"labels": [...], "patient_pattern": "..."}. --conf overrides it."""
+
+_MOST_LABELS = 254
+"""Masks are bytes, 0 is background, and 255 marks voxels that nobody annotated."""
 
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
@@ -123,10 +127,7 @@ class AppConfig:
             value, rules = getattr(self, spec.name), spec.metadata
             if rules["choices"] and value not in rules["choices"]:
                 raise BadInput(f"{spec.name} must be one of {', '.join(rules['choices'])}, got {value!r}.")
-            if (rules["low"] is not None and value < rules["low"]) or (
-                rules["high"] is not None and value > rules["high"]
-            ):
-                raise BadInput(f"{spec.name} must be between {rules['low']} and {rules['high']}, got {value!r}.")
+            _check_range(spec.name, value, rules["low"], rules["high"])
         self._check_labels()
         try:
             re.compile(self.patient_pattern)
@@ -136,8 +137,8 @@ class AppConfig:
             ) from None
 
     def _check_labels(self) -> None:
-        if not 1 <= len(self.labels) <= 255:
-            raise BadInput(f"labels must name 1 to 255 classes, got {len(self.labels)}.")
+        if not 1 <= len(self.labels) <= _MOST_LABELS:
+            raise BadInput(f"labels must name 1 to {_MOST_LABELS} classes, got {len(self.labels)}.")
         if len(set(self.labels)) != len(self.labels) or "" in self.labels:
             raise BadInput(f"labels must be distinct and not empty, got {', '.join(self.labels)!r}.")
         if "background" in (name.lower() for name in self.labels):
@@ -170,14 +171,30 @@ def _described(studies: str) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(file.read_text())
-        values: dict[str, Any] = {}
-        if "labels" in found:
-            values["labels"] = tuple(str(name) for name in found["labels"])
-        if "patient_pattern" in found:
-            values["patient_pattern"] = str(found["patient_pattern"])
-    except (ValueError, TypeError) as error:
-        raise BadInput(f"{file} must be JSON with labels (a list) and patient_pattern (a string): {error}.") from None
+    except ValueError as error:
+        raise BadInput(f"{file} must be JSON: {error}.") from None
+    if not isinstance(found, dict):
+        raise BadInput(f"{file} must be JSON with an object in it, got {type(found).__name__}.")
+    values: dict[str, Any] = {}
+    if "labels" in found:
+        labels = found["labels"]
+        if not isinstance(labels, list) or not all(isinstance(name, str) for name in labels):
+            raise BadInput(f"labels must be a list of names in {file}, got {str(labels)[:100]}.")
+        values["labels"] = tuple(labels)
+    if "patient_pattern" in found:
+        if not isinstance(found["patient_pattern"], str):
+            raise BadInput(f"patient_pattern must be a string in {file}, got {str(found['patient_pattern'])[:100]}.")
+        values["patient_pattern"] = found["patient_pattern"]
     return values
+
+
+def _check_range(name: str, value: Any, low: float | None, high: float | None) -> None:
+    """Raise BadInput unless low <= value <= high and it is finite; a bound of None is no bound."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    if not math.isfinite(value) or (low is not None and value < low) or (high is not None and value > high):
+        rule = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise BadInput(f"{name} must be {rule}, got {value!r}.")
 
 
 def _parse(key: str, text: str, default: Any) -> Any:

@@ -124,20 +124,21 @@ class Loop:
         pool = self.catalogue.build_pool()
         if not len(pool.candidates):
             return None
-        strategy = strategies.get(name, parameters)
+        strategy, selected_by = strategies.get(name, parameters), name
         if strategy.needs and model is None:
-            strategy = strategies.get(self.config.cold_start)
+            strategy, selected_by = strategies.get(self.config.cold_start), self.config.cold_start
         budget = budget or self.config.budget
         round_no = self._next_round_no()
         signals: Mapping[str, FloatArray] = {}
         if strategy.needs:
             swept = source(pool, strategy.needs)
-            signals, pool = swept.signals, replace(pool, held=pool.held | swept.unreadable)
+            signals, gone = swept.signals, swept.unreadable
+            pool = replace(pool, held=pool.held | gone, labeled=pool.labeled & ~gone)
             if not len(pool.candidates):
                 return None
         selection = strategy.ask(pool, signals, budget, seed=self.config.seed, round_no=round_no)
         header = {
-            "strategy": name, "selected_by": strategy.name, "parameters": dict(parameters or {}), "model": model,
+            "strategy": name, "selected_by": selected_by, "parameters": dict(parameters or {}), "model": model,
             "unit": self.config.unit, "budget": budget, "candidates": len(pool.candidates), "seed": self.config.seed,
             "opened_at": self.clock(), "seconds": self.clock() - started, "state": "open",
         }  # fmt: skip
@@ -182,7 +183,8 @@ class Loop:
             for table in (labels, skips):
                 query = sa.select(table.c.slice).where(table.c.image_id == image_id)
                 found.update((image_id, index) for index in connection.execute(query).scalars())
-        return found
+        whole = sa.select(images.c.id).where(images.c.id.in_(image_ids), images.c.n_labeled >= images.c.n_slices)
+        return found | {(image_id, WHOLE) for image_id in connection.execute(whole).scalars()}
 
     def _close_finished(self, connection: Connection, numbers: Iterable[int]) -> list[int]:
         """Mark those rounds done that have nothing pending; the numbers that became so."""

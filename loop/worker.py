@@ -210,7 +210,12 @@ class SweepSource:
         """The signals of all rows that can be asked for or are labelled; NaN for the others."""
         assert self.digest is not None, "a strategy that needs a model is planned only when there is one"
         located = self.worker.loop.catalogue.located()
-        keys = Keys([f"{image_id}@{located[image_id]['version']}" for image_id in pool.items.image_ids], pool)
+        spec = self.worker.spec
+        names = [
+            f"{image_id}@{located[image_id]['version']}/{located[image_id]['axis']}/{spec.spacing}/{spec.patch}"
+            for image_id in pool.items.image_ids
+        ]
+        keys = Keys(names, pool)
         known = {need.name: self.cache.load(need, self.digest, keys) for need in needs}
         used = ~pool.held | pool.labeled
         missing = used & ~np.all([_known(value, len(pool)) for value in known.values()], axis=0)

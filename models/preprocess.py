@@ -104,6 +104,8 @@ def _linear(spec: ModelSpec) -> str:
 def _padded(items: Tensor, divisor: int, value: int = 0) -> Tensor:
     """Padded at the far ends to the next multiple of the divisor; 0 is the image's mean after normalisation."""
     missing = [-size % divisor for size in items.shape[2:]]
+    if items.ndim == 5 and max(items.shape[2:]) <= divisor:
+        missing[0] += divisor  # a volume's statistics at the bottleneck need more than one voxel
     if not any(missing):
         return items
     pairs = [amount for size in reversed(missing) for amount in (0, size)]

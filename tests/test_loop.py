@@ -390,6 +390,33 @@ def test_plan_uses_signals_and_leaves_unreadable_rows_out(make: MakeLoop) -> Non
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("unit", ["slice", "volume"])
+def test_what_is_labelled_while_a_round_is_planned_is_not_asked_for(make: MakeLoop, unit: str) -> None:
+    loop = make(volumes=2, slices=3, budget=6, unit=unit)
+
+    def source(pool: Pool, needs: tuple[Signal, ...]) -> Swept:
+        tell(loop, "patient000", [0, 1, 2])
+        return Swept({need.name: np.ones(len(pool)) for need in needs}, np.zeros(len(pool), bool))
+
+    number = loop.plan("max_entropy", source, model="digest")
+    assert number is not None
+    states = {(item["image"], item["state"]) for item in loop.round(number)["items"]}
+    assert states == {("patient000", "labeled"), ("patient001", "pending")}
+
+
+def test_an_unreadable_image_with_labels_does_not_stop_the_others(make: MakeLoop) -> None:
+    loop = make(volumes=2, slices=3, budget=3)
+    tell(loop, "patient000", [1])
+
+    def source(pool: Pool, needs: tuple[Signal, ...]) -> Swept:
+        values = np.where(pool.volume == 0, np.nan, 1.0)
+        return Swept({need.name: values for need in needs}, pool.volume == 0)
+
+    number = loop.plan("max_entropy", source, model="digest")
+    assert number is not None
+    assert {item["image"] for item in loop.round(number)["items"]} == {"patient001"}
+
+
 def test_plan_of_an_exhausted_pool_is_none(make: MakeLoop) -> None:
     loop = make(volumes=1, slices=2)
     tell(loop, "patient000", [0, 1])

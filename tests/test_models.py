@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ NAMES = models.names()
 SPACING = (1.0, 1.0, 3.0)
 
 
-def spec_of(name: str, **changes: object) -> ModelSpec:
+def spec_of(name: str, **changes: Any) -> ModelSpec:
     return replace(models.get(name, labels=LABELS), **changes)
 
 
@@ -109,7 +110,7 @@ def test_the_feature_layer_is_the_bottleneck(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int16, np.uint8, ">i2", ">f4"])
-def test_normalised_voxels_have_mean_0_and_deviation_1(dtype: object) -> None:
+def test_normalised_voxels_have_mean_0_and_deviation_1(dtype: Any) -> None:
     voxels = normalised(volume((12, 10, 8)).astype(dtype))
     assert voxels.dtype == torch.float32
     assert voxels.mean().item() == pytest.approx(0, abs=1e-5)
@@ -184,6 +185,8 @@ def test_labels_are_resampled_to_the_nearest_and_padded_with_ignored() -> None:
     np.testing.assert_array_equal(target[:, :10, :6], mask.repeat(2, axis=0).transpose(2, 0, 1))
     assert (target[:, 10:] == IGNORED).all()
     assert (target[:, :, 6:] == IGNORED).all()
+    coarse = prepare_label(spec_of("unet2d", spacing=(1.0, 3.0)), mask, SPACING, 2)
+    np.testing.assert_array_equal(coarse[:, :5, :2], mask[:, 1::3].transpose(2, 0, 1))
 
 
 # --- weights
@@ -211,7 +214,7 @@ def plant(folder: Folder, data: bytes) -> str:
 
 def test_published_weights_are_current_and_come_back(folder: Folder) -> None:
     assert folder.current() is None
-    assert folder.digests() == folder.cards() == folder.history() == []
+    assert [folder.digests(), folder.cards(), folder.history()] == [[], [], []]
     digest = folder.publish(tensors(1), {"dice": np.float64(0.5)}, at=10)
     reopened = WeightsFolder(folder.folder)
     assert reopened.current() == digest

@@ -1,8 +1,10 @@
 """Losses and metrics that see annotated voxels only, augmentation, and the training loop."""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -22,6 +24,15 @@ from trainers.losses import partial_dice_ce
 from trainers.metrics import dice, dice_counts, mean_dice
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Several threads for such small networks only wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def random_case(shape: tuple[int, ...], n_classes: int, ignored: float, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -182,9 +193,7 @@ class Study:
     folder: Path
     cases: list[Case] = field(default_factory=list)
 
-    def add(
-        self, name: str, *, split: str = "training", shape: tuple[int, ...] = (16, 24, 6), **changes: object
-    ) -> Case:
+    def add(self, name: str, *, split: str = "training", shape: tuple[int, ...] = (16, 24, 6), **changes: Any) -> Case:
         rng = np.random.default_rng(len(self.cases))
         mask = np.zeros(shape, np.uint8)
         mask[2:8, 4:12], mask[9:15, 12:20] = 1, 2
@@ -192,7 +201,7 @@ class Study:
         paths = [self.folder / f"{name}_{kind}.nii.gz" for kind in ("image", "mask")]
         for path, array in zip(paths, (image.astype(np.float32), mask), strict=True):
             nib.save(nib.Nifti1Image(array, np.eye(4)), path)
-        self.cases.append(replace(Case(name, *paths, 2, range(shape[2]), split), **changes))
+        self.cases.append(replace(Case(name, paths[0], paths[1], 2, range(shape[2]), split), **changes))
         return self.cases[-1]
 
 
@@ -208,7 +217,7 @@ def study(tmp_path: Path) -> Study:
 SETTINGS = Settings(epochs=2, steps_per_epoch=2, batch_size=2, learning_rate=3e-3, seed=1)
 
 
-def spec_of(name: str, **changes: object) -> ModelSpec:
+def spec_of(name: str, **changes: Any) -> ModelSpec:
     return replace(models.get(name, labels=("box", "hole")), **changes)
 
 
@@ -218,7 +227,7 @@ def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:
 
 def rewritten(path: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
     image = nib.load(path)
-    array = change(np.array(image.dataobj))
+    array = change(np.asanyarray(image.dataobj).copy())
     nib.save(nib.Nifti1Image(array, image.affine), path)
 
 
@@ -252,11 +261,13 @@ def test_training_learns_and_says_how_well(study: Study, name: str) -> None:
 
 @pytest.mark.parametrize("name", models.names())
 def test_the_seed_decides_and_the_global_generator_is_left_alone(study: Study, name: str) -> None:
-    state = torch.get_rng_state()
-    first, again, other = (
-        train(spec_of(name), study.cases, replace(SETTINGS, seed=seed), device=CPU) for seed in (1, 1, 2)
-    )
-    assert torch.equal(torch.get_rng_state(), state)
+    results = list[Trained]()
+    for seed in (1, 1, 2):
+        torch.rand(seed + len(results))
+        state = torch.get_rng_state()
+        results.append(train(spec_of(name), study.cases, replace(SETTINGS, seed=seed), device=CPU))
+        assert torch.equal(torch.get_rng_state(), state)
+    first, again, other = results
     assert same(first.weights, again.weights)
     assert first.curve == again.curve
     assert not same(first.weights, other.weights)
@@ -302,7 +313,6 @@ def broken_study(study: Study) -> dict[str, str]:
     }
 
 
-@pytest.mark.filterwarnings("error")
 def test_cases_that_cannot_be_used_are_named_and_left_out(study: Study) -> None:
     clean = train(spec_of("unet2d"), study.cases, SETTINGS, device=CPU)
     expected = broken_study(study)
@@ -310,7 +320,7 @@ def test_cases_that_cannot_be_used_are_named_and_left_out(study: Study) -> None:
     trained = train(spec_of("unet2d"), study.cases, SETTINGS, device=CPU, warn=warnings.append)
     assert len(warnings) == len(expected)
     for warning, (image_id, reason) in zip(warnings, expected.items(), strict=True):
-        assert pytest.raises(BadInput, match=f"^{image_id} was left out: .*{reason}") and warning
+        assert re.match(f"{image_id} was left out: .*{reason}", warning)
     assert same(trained.weights, clean.weights)
 
 
@@ -343,7 +353,7 @@ def test_fine_tuning_starts_from_the_given_weights(study: Study) -> None:
     assert distance(train(spec, study.cases, gently, device=CPU)) > 1e-3
     assert same(start, kept)
     with pytest.raises(BadInput, match="do not fit the model 'unet3d'"):
-        train(models.get("unet3d", labels=("box",)), study.cases, SETTINGS, device=CPU, start=start)
+        train(models.get("unet3d", labels=("a", "b", "c")), study.cases, SETTINGS, device=CPU, start=start)
 
 
 @pytest.mark.parametrize("total", [(1, 1), (1, 5), (5, 1), (1, 10)])
@@ -364,7 +374,7 @@ def test_any_number_of_steps_can_be_trained(study: Study, total: tuple[int, int]
     ids=str,
 )
 @pytest.mark.parametrize("axis", [0, 2])
-def test_patches_smaller_and_larger_than_the_cases(study: Study, name: str, changes: dict, axis: int) -> None:
+def test_patches_smaller_and_larger_than_the_cases(study: Study, name: str, changes: dict[str, Any], axis: int) -> None:
     study.add("wide", shape=(17, 21, 11), slices=[3, 10], axis=axis)
     cases = [replace(case, axis=axis) for case in study.cases]
     trained = train(spec_of(name, **changes), cases, SETTINGS, device=CPU)

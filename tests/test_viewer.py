@@ -252,4 +252,12 @@ def test_rollback_and_events(demo: Path, serve: Callable[..., Any]) -> None:
     assert [kind for kind in seen if kind in ("label_saved", "model_published")] == [
         "label_saved", "label_saved", "model_published", "label_saved", "label_saved", "model_published", "model_published",
     ]  # fmt: skip
+    with server.client() as http:
+        unlabeled = {"images": "unlabeled", "run_sync": True}
+        answer = http.post("/batch/infer/unet2d", params=unlabeled, json={"max_batch_size": 1})
+        assert answer.status_code == 200, answer.text
+        (image_id,) = answer.json()
+        assert http.get("/datastore/label", params={"label": image_id, "tag": "original"}).status_code == 200
+        assert http.get("/datastore/label", params={"label": image_id, "tag": "final"}).status_code == 404
+        assert http.get(f"/al/items/{image_id}").json()["n_labeled"] == 0, "a start mask annotates nothing"
     assert {"round_opened", "round_done", "train_started", "train_done", "ticket_opened"} <= set(seen)

@@ -16,12 +16,15 @@ from loop.errors import BadInput
 from models.preprocess import IGNORED, prepare, prepare_label
 from models.spec import ModelSpec
 from models.weights import load_into
+from models.windows import logits
 from trainers.augment import augmented
 from trainers.losses import partial_dice_ce
 from trainers.metrics import dice, dice_counts, mean_dice
 
 _WARM_UP = 0.21
 """Share of the steps; 1 / 0.21 is no whole number because OneCycleLR divides by zero where warming up is one step."""
+
+_VALIDATION_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -253,11 +256,11 @@ def _validate(
         return None, [None] * len(spec.labels)
     network.eval()
     scores = []
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast(device.type, enabled=device.type == "cuda"):
         for loaded in validation:
-            parts = [
-                network(loaded.data[i : i + 32].to(device)).argmax(1).cpu() for i in range(0, len(loaded.data), 32)
-            ]
+            starts = range(0, len(loaded.data), _VALIDATION_BATCH)
+            batches = (loaded.data[start : start + _VALIDATION_BATCH].to(device) for start in starts)
+            parts = [logits(spec, network, batch).argmax(1).cpu() for batch in batches]
             scores.append(dice(dice_counts(torch.cat(parts), loaded.target, spec.channels_out)))
     network.train()
     return mean_dice(np.array(scores))
