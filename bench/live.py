@@ -15,18 +15,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import httpx
 import psutil
 from tqdm import tqdm
+
+Key = TypeVar("Key")
 
 CLIENTS = 8
 _HOST = "127.0.0.1"
 _START_SECONDS = 300
 _STOP_SECONDS = 20
 _ANSWER_SECONDS = 600
-_WARM_UP = 2
+_PAUSE_SECONDS = 0.3
 
 
 @contextmanager
@@ -41,7 +43,7 @@ def one_core() -> Iterator[str]:
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(before)})
     try:
-        yield f"clients and servers pinned together to core {min(before)}"
+        yield f"everything pinned to core {min(before)}"
     finally:
         os.sched_setaffinity(0, before)
 
@@ -53,18 +55,21 @@ class Server:
     Attributes:
         command: what starts it; the address is added.
         home: a folder for its log and whatever it keeps in the user's home.
+        started: when the process was started (time.monotonic).
     """
 
     command: Sequence[str]
     home: Path
     env: Mapping[str, str] = field(default_factory=dict)
     port: int = field(default_factory=lambda: _free_port())
+    started: float = 0.0
     _process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         self.home.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", *self.command, "--host", _HOST, "--port", str(self.port)]
         environment = {**os.environ, **self.env, "HOME": str(self.home)}
+        self.started = time.monotonic()
         with open(self._log, "wb") as log:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, cwd=self.home, env=environment, start_new_session=True
@@ -188,15 +193,11 @@ class Lane:
 
 @dataclass(frozen=True)
 class Effort:
-    """How often each request is made: `calls` by one client, then `rounds` of CLIENTS at once."""
+    """How often each request is made: `blocks` of `calls` by one client, then `rounds` of CLIENTS at once."""
 
+    blocks: int
     calls: int
     rounds: int
-
-    @property
-    def requests(self) -> int:
-        """All requests of a lane, with the warm-up."""
-        return _WARM_UP + self.calls + CLIENTS * self.rounds
 
 
 @dataclass
@@ -216,22 +217,24 @@ class Times:
         return statistics.median(self.ms)
 
 
-def race(lanes: Mapping[str, Lane], effort: Effort, title: str) -> dict[str, Times]:
-    """The times of each lane, taken in turns, so that whatever slows the machine slows all of them."""
+def race(lanes: Mapping[Key, Lane], effort: Effort, title: str) -> dict[Key, Times]:
+    """The times of each lane, a block of each in turns, so that whatever slows the machine slows all of them.
+
+    A block begins with a pause and a request that does not count. What a server still does after it has answered is
+    thus in its own next time, as it would be with the next viewer, and not in that of the other server.
+    """
     found = {name: Times() for name in lanes}
-    for lane in lanes.values():
-        for _ in range(_WARM_UP):
-            lane.alone()
     with (
-        tqdm(total=effort.calls + effort.rounds, desc=title, unit="turn", leave=False, disable=None) as bar,
+        tqdm(total=effort.blocks + effort.rounds, desc=title, unit="turn", leave=False, disable=None) as bar,
         ThreadPoolExecutor(CLIENTS) as clients,
     ):
-        for _ in range(effort.calls):
+        for turn in range(effort.blocks + effort.rounds):
             for name, lane in lanes.items():
-                found[name].ms.append(lane.alone())
-            bar.update()
-        for _ in range(effort.rounds):
-            for name, lane in lanes.items():
-                found[name].per_second.append(lane.together(clients))
+                time.sleep(_PAUSE_SECONDS)
+                lane.alone()
+                if turn < effort.blocks:
+                    found[name].ms += [lane.alone() for _ in range(effort.calls)]
+                else:
+                    found[name].per_second.append(lane.together(clients))
             bar.update()
     return found

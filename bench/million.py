@@ -1,6 +1,5 @@
 """Our server with a million slices in the pool, beside the same server with a hundredth of the images."""
 
-import statistics
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from bench.live import CLIENTS, Effort, Server, Times, race, send
-from bench.serving import asking, default_round, link, ours, plan
+from bench.serving import asking, first_round, link, open_round, ours, plan
 from bench.tables import median_of, ratio_of, table, times
 from datastore.volume_io import write_volume
 from loop.config import AppConfig
@@ -47,14 +47,14 @@ class Million:
 
     Attributes:
         slices: in the large pool.
-        opened: seconds from the first answer of the large server until its first round was open: headers, records, plan.
+        opened: seconds from the start of the large server's process until its first round was open.
         pool: seconds to build the pool from the records, each time anew.
         rss_mib: the large server's resident memory after all calls.
     """
 
     images: int
     slices: int
-    asked: dict[str, Times]
+    asked: dict[tuple[str, int], Times]
     opened: float
     pool: Sequence[float]
     planned: Sequence[Planned]
@@ -71,16 +71,15 @@ def measure(images: int, effort: Effort, folder: Path) -> Million:
         ours(folder / "few" / "studies", folder / "few") as few,
         ours(folder / "many" / "studies", folder / "many") as many,
     ):
-        default_round(few, _FEW)
-        opened = default_round(many, images)
+        opened = first_round(many, images)
+        first_round(few, _FEW)
+        # Does not count: it may start the process that the planning ones are forked from.
+        send(plan(many, _STRATEGIES[0]))
         planned = [_plan(many, strategy) for strategy in _STRATEGIES]
         for strategy in _STRATEGIES:
-            send(plan(few, strategy))
-        lanes = {
-            f"{name}, {n} images": asking(server, name)
-            for name in _STRATEGIES
-            for n, server in ((_FEW, few), (images, many))
-        }
+            open_round(few, strategy)
+        pools = ((_FEW, few), (images, many))
+        lanes = {(name, count): asking(server, name) for name in _STRATEGIES for count, server in pools}
         asked = race(lanes, effort, f"next sample, {images} images of {_SHAPE[2]} slices")
         return Million(
             images,
@@ -113,10 +112,8 @@ def _plan(server: Server, strategy: str) -> Planned:
     return Planned(strategy, seconds, inside, peak)
 
 
-def _mib(process: Any) -> float:
+def _mib(process: psutil.Process) -> float:
     """Resident memory; 0 of a process that has ended."""
-    import psutil
-
     try:
         return float(process.memory_info().rss) / 2**20
     except psutil.NoSuchProcess:
@@ -142,7 +139,7 @@ def report(found: Million) -> str:
     """Tables of next sample and of planning."""
     asked = []
     for name in _STRATEGIES:
-        few, many = found.asked[f"{name}, {_FEW} images"], found.asked[f"{name}, {found.images} images"]
+        few, many = found.asked[name, _FEW], found.asked[name, found.images]
         for slices, lane in ((_FEW * _SHAPE[2], few), (found.slices, many)):
             growth = times(ratio_of(lane.ms, few.ms)) if lane is many else ""
             asked.append([name, f"{slices:,}", median_of(lane.ms), growth, median_of(lane.per_second)])
@@ -162,7 +159,7 @@ def report(found: Million) -> str:
                 planned,
             ),
             "",
-            f"Building the pool: {median_of(found.pool)} s. From the server's first answer to its first round "
-            f"(reading {found.images} headers, records, plan): {found.opened:.1f} s. Server's memory (RSS): {found.rss_mib:.0f} MiB.",
+            f"Building the pool from the records: {median_of(found.pool)} s.\nFrom the start of the server to its first round "
+            f"({found.images} headers, records, plan): {found.opened:.1f} s. Its memory (RSS): {found.rss_mib:.0f} MiB.",
         ]
     )

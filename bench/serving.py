@@ -5,17 +5,20 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+from tqdm import tqdm
 
 from bench.live import CLIENTS, Effort, Lane, Server, Times, race, send
 from bench.phantom import make_phantom
 from bench.tables import median_of, ratio_of, table, times
 from datastore.volume_io import write_volume
+from loop.durable import sync_file
 
 _ROOT = Path(__file__).parent.parent
 _SHAPE = (35, 51, 35)
@@ -23,12 +26,14 @@ _BUDGET = 400
 """Items in a round: enough that every measured request gets a ticket of its own (at most four items go into one)."""
 
 _PLAN_SECONDS = 600
+_POLL_SECONDS = 0.1
 
-DURABILITY = (
-    "A label saved by NextSlice survives a crash of the process and of the machine: the file as sent and the composite "
-    "mask are synced\nto disk (fsync) and its slices are committed (SQLite, WAL, synchronous=FULL) before the answer. Stock "
-    "copies the file and rewrites its JSON,\nwithout fsync. Both save the whole volume as a final label of an image that had none."
-)
+_DURABILITY = """\
+Both save the whole volume as the final label of an image that had none. A label that NextSlice has acknowledged survives a
+crash of the process and of the machine: the file as it was sent is synced to disk and its slices are committed (SQLite,
+WAL, synchronous=FULL) before the answer. Stock copies the file and rewrites its JSON file, without syncing either.
+Writing and syncing (fsync) one small file on this disk, in the same minutes: {fsync} ms; stock waits for none."""
+_FSYNCS = 5
 
 
 @dataclass(frozen=True)
@@ -78,14 +83,14 @@ def stock(studies: Path, home: Path) -> Server:
     return Server(command, home, {"MONAI_LABEL_AUTO_UPDATE_SCORING": "false"})
 
 
-def default_round(server: Server, images: int) -> float:
-    """Wait until our server knows all images and has its default strategy's round; the seconds that took."""
-    began = time.monotonic()
-    while time.monotonic() - began < _PLAN_SECONDS:
+def first_round(server: Server, images: int) -> float:
+    """Wait until our server knows all images and has its default strategy's round; the seconds since it was started."""
+    until = time.monotonic() + _PLAN_SECONDS
+    while time.monotonic() < until:
         progress = server.get("/al/progress")
         if progress["counts"]["images"] == images and progress["rounds"]:
-            return time.monotonic() - began
-        time.sleep(0.2)
+            return time.monotonic() - server.started
+        time.sleep(_POLL_SECONDS)
     raise RuntimeError(f"No round of {images} images after {_PLAN_SECONDS} s: {progress}")
 
 
@@ -136,69 +141,89 @@ def _saving(server: Server, ids: Sequence[str], label: Path) -> Lane:
     return Lane(requests(), check)
 
 
+STOCK, OURS, OUR_DEFAULT = "stock", "ours", "ours, default strategy"
+Lanes = dict[tuple[str, int], Times]
+"""By server and number of images."""
+
+
 @dataclass(frozen=True)
 class Served:
-    """Times at one number of images, by lane."""
+    """What was measured.
 
-    images: int
-    asked: dict[str, Times]
-    saved: dict[str, Times]
+    Attributes:
+        fsync: milliseconds to write and sync a small file.
+    """
 
-
-STOCK, RANDOM, DEFAULT = "stock random", "ours random", "ours default"
-STOCK_SAVE, OUR_SAVE = "stock save", "ours save"
-
-
-def serve(case: Case, images: int, effort: Effort, folder: Path) -> Served:
-    """Both servers side by side on their own links of the same volume."""
-    ids = link(case.image, folder / "stock" / "studies", images)
-    link(case.image, folder / "ours" / "studies", images)
-    with (
-        stock(folder / "stock" / "studies", folder / "stock") as theirs,
-        ours(folder / "ours" / "studies", folder / "ours") as mine,
-    ):
-        default_round(mine, images)
-        mine_default = mine.get("/al/progress")["strategy"]
-        send(plan(mine, "random"))
-        asked = {STOCK: _asking_stock(theirs), RANDOM: asking(mine, "random"), DEFAULT: asking(mine, mine_default)}
-        saved = {STOCK_SAVE: _saving(theirs, ids, case.label), OUR_SAVE: _saving(mine, ids, case.label)}
-        return Served(
-            images,
-            race(asked, effort, f"next sample, {images} images"),
-            race(saved, effort, f"save label, {images} images"),
-        )
+    sizes: Sequence[int]
+    asked: Lanes
+    saved: Lanes
+    fsync: Sequence[float]
 
 
-def report(found: Sequence[Served]) -> str:
-    """Tables of next sample and save label: milliseconds, served a second, and how many times better than stock."""
-    header = ["images", "server", "ms, 1 client", "stock/ours", f"a second, {CLIENTS} clients", "ours/stock"]
-    asked = [row for served in found for row in _rows(served.images, served.asked, STOCK)]
-    saved = [row for served in found for row in _rows(served.images, served.saved, STOCK_SAVE)]
+def serve(case: Case, sizes: Sequence[int], effort: Effort, folder: Path) -> Served:
+    """Stock and our server at every size, all running side by side on their own links of the same volume."""
+    ask: dict[tuple[str, int], Lane] = {}
+    save: dict[tuple[str, int], Lane] = {}
+    with ExitStack() as running:
+        for images in tqdm(sizes, desc="start servers", unit="size", leave=False, disable=None):
+            homes = {name: folder / f"{name}-{images}" for name in (STOCK, OURS)}
+            ids = {name: link(case.image, home / "studies", images) for name, home in homes.items()}
+            theirs = running.enter_context(stock(homes[STOCK] / "studies", homes[STOCK]))
+            mine = running.enter_context(ours(homes[OURS] / "studies", homes[OURS]))
+            first_round(mine, images)
+            default = str(mine.get("/al/progress")["strategy"])
+            open_round(mine, "random")
+            ask[STOCK, images] = _asking_stock(theirs)
+            ask[OURS, images], ask[OUR_DEFAULT, images] = asking(mine, "random"), asking(mine, default)
+            save[STOCK, images] = _saving(theirs, ids[STOCK], case.label)
+            save[OURS, images] = _saving(mine, ids[OURS], case.label)
+        asked = race(ask, effort, "next sample")
+        syncs = [_fsync(folder / "probe") for _ in range(_FSYNCS)]
+        saved = race(save, effort, "save label")
+        return Served(sizes, asked, saved, [*syncs, *(_fsync(folder / "probe") for _ in range(_FSYNCS))])
+
+
+def open_round(server: Server, strategy: str) -> None:
+    """Ask once, which has the round planned, and wait for it; until then the default's round is served."""
+    send(server.request("POST", f"/activelearning/{strategy}", json={}))
+    until = time.monotonic() + _PLAN_SECONDS
+    while strategy not in (row["strategy"] for row in server.get("/al/progress")["rounds"]):
+        if time.monotonic() > until:
+            raise RuntimeError(f"No round of {strategy} after {_PLAN_SECONDS} s.")
+        time.sleep(_POLL_SECONDS)
+
+
+def _fsync(file: Path) -> float:
+    began = time.perf_counter()
+    file.write_bytes(b"0" * 1000)
+    sync_file(file)
+    return 1000 * (time.perf_counter() - began)
+
+
+def report(found: Served) -> str:
+    """Tables of next sample and save label: milliseconds, answers a second, and how many times better than stock."""
     return "\n".join(
         [
-            table("Next sample: POST /activelearning/<strategy>", header, asked),
-            *_growth([served.asked for served in found], found),
-            table("Save label: PUT /datastore/label", header, saved),
-            *_growth([served.saved for served in found], found),
+            *_compared("Next sample: POST /activelearning/random (or our default strategy)", found.sizes, found.asked),
+            *_compared("Save label: PUT /datastore/label", found.sizes, found.saved),
             "",
-            DURABILITY,
+            _DURABILITY.format(fsync=median_of(found.fsync)),
         ]
     )
 
 
-def _rows(images: int, lanes: dict[str, Times], base: str) -> list[list[str]]:
-    theirs = lanes[base]
+def _compared(title: str, sizes: Sequence[int], lanes: Lanes) -> list[str]:
+    """One row a server and size, and how the one client's time grows with the pool."""
+    header = ["images", "server", "ms, 1 client", "stock/ours", f"a second, {CLIENTS} clients", "ours/stock"]
+    names = list(dict.fromkeys(name for name, _ in lanes))
     rows = []
-    for name, mine in lanes.items():
-        ratios = [times(ratio_of(theirs.ms, mine.ms)), times(ratio_of(mine.per_second, theirs.per_second))]
-        cells = [median_of(mine.ms), ratios[0], median_of(mine.per_second), ratios[1]]
-        rows.append([str(images), name, *(cell if name != base or i % 2 == 0 else "" for i, cell in enumerate(cells))])
-    return rows
-
-
-def _growth(lanes: Sequence[dict[str, Times]], found: Sequence[Served]) -> list[str]:
-    """How the one client's time grows with the pool; 1 is flat."""
-    if len(found) < 2:
-        return []
-    grown = [f"{name} {times(ratio_of(lanes[-1][name].ms, lanes[0][name].ms))}" for name in lanes[0]]
-    return ["", f"Growth of ms from {found[0].images} to {found[-1].images} images (1x is flat): {', '.join(grown)}."]
+    for images in sizes:
+        stock_times = lanes[STOCK, images]
+        for name in names:
+            mine = lanes[name, images]
+            faster = times(ratio_of(stock_times.ms, mine.ms)) if name != STOCK else ""
+            more = times(ratio_of(mine.per_second, stock_times.per_second)) if name != STOCK else ""
+            rows.append([str(images), name, median_of(mine.ms), faster, median_of(mine.per_second), more])
+    first, last = sizes[0], sizes[-1]
+    grown = ", ".join(f"{name} {times(ratio_of(lanes[name, last].ms, lanes[name, first].ms))}" for name in names)
+    return [table(title, header, rows), "", f"Growth of ms from {first} to {last} images (1x is flat): {grown}."]

@@ -1,7 +1,8 @@
 """How much a sweep costs beside the forward passes that it cannot do without."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,8 +53,25 @@ def datasets(data: Path, folder: Path, *, quick: bool) -> list[Data]:
 
 
 @dataclass
+class Seconds:
+    """Of each repeat: on the clock, and of this process's CPU."""
+
+    clock: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    def take(self, run: Callable[[], None]) -> None:
+        """Time a run."""
+        clock, cpu = time.perf_counter(), time.process_time()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.clock.append(time.perf_counter() - clock)
+        self.cpu.append(time.process_time() - cpu)
+
+
+@dataclass
 class Swept:
-    """Seconds of each repeat.
+    """What a sweep took, and its parts.
 
     Attributes:
         bare: the forward passes alone, on tensors that were read and preprocessed before.
@@ -63,22 +81,32 @@ class Swept:
 
     data: Data
     slices: int
-    bare: list[float] = field(default_factory=list)
-    reduced: list[float] = field(default_factory=list)
-    full: list[float] = field(default_factory=list)
+    bare: Seconds = field(default_factory=Seconds)
+    reduced: Seconds = field(default_factory=Seconds)
+    full: Seconds = field(default_factory=Seconds)
 
     def row(self) -> list[str]:
         """For the report; ratios are of neighbouring repeats, so that what slows the machine slows both."""
-        reduced = [a / b for a, b in zip(self.reduced, self.bare, strict=True)]
-        full = [a / b for a, b in zip(self.full, self.bare, strict=True)]
-        per_slice = [1000 * seconds / self.slices for seconds in self.bare]
+        per_slice = [1000 * seconds / self.slices for seconds in self.bare.clock]
+        ratios = [
+            [a / b for a, b in zip(above, below, strict=True)]
+            for above, below in (
+                (self.reduced.clock, self.bare.clock),
+                (self.full.clock, self.bare.clock),
+                (self.full.cpu, self.bare.cpu),
+            )
+        ]
         return [
-            self.data.name, str(len(self.data.files)), str(self.slices), median_of(per_slice), median_of(reduced), median_of(full)
-        ]  # fmt: skip
+            self.data.name,
+            str(len(self.data.files)),
+            str(self.slices),
+            median_of(per_slice),
+            *map(median_of, ratios),
+        ]
 
 
 def compare(data: Data, repeats: int) -> Swept:
-    """Time the three in turns, after one untimed turn."""
+    """Time the three in turns, after one turn that does not count."""
     spec = models.get("unet2d", labels=data.labels)
     segmenter = Segmenter(spec, None, device=pick_device("auto"))
     signals = [signal for name in _STRATEGIES for signal in strategies.get(name).needs]
@@ -86,17 +114,26 @@ def compare(data: Data, repeats: int) -> Swept:
     pool = _pool([len(prepared.data) for prepared in ready])
     batches = [part for prepared in ready for part in prepared.data.to(segmenter.device).split(segmenter.batch)]
     found = Swept(data, len(pool))
-    parts: list[tuple[list[float], Callable[[], None]]] = [
+    parts: list[tuple[Seconds, Callable[[], None]]] = [
         (found.bare, lambda: _bare(segmenter, batches)),
         (found.reduced, lambda: _reduced(segmenter, batches, signals)),
         (found.full, lambda: _full(segmenter, pool, data.files, signals)),
     ]
     for turn in tqdm(range(repeats + 1), desc=f"sweep, {data.name}", unit="turn", leave=False, disable=None):
-        for times, run in parts:
-            took = _seconds(run)
-            if turn:
-                times.append(took)
+        for seconds, run in parts:
+            (seconds if turn else Seconds()).take(run)
     return found
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch in one thread: several that share cores with other work wait for each other and measure that."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _prepared(segmenter: Segmenter, file: Path) -> Prepared:
@@ -111,14 +148,6 @@ def _pool(lengths: Sequence[int]) -> Pool:
     no = np.zeros(len(volume), bool)
     items = ItemTable([str(number) for number in range(len(lengths))], volume, position)
     return Pool(items, no, no, volume, volume, position)
-
-
-def _seconds(run: Callable[[], None]) -> float:
-    began = time.perf_counter()
-    run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - began
 
 
 def _bare(segmenter: Segmenter, batches: Sequence[Tensor]) -> None:
@@ -150,6 +179,6 @@ def report(found: Sequence[Swept]) -> str:
     """One row a data set."""
     return table(
         f"Sweep: {', '.join(_STRATEGIES)} at once, as a ratio to the bare forward passes (unet2d)",
-        ["data", "volumes", "slices", "bare, ms a slice", "with reductions", "full sweep from files"],
+        ["data", "volumes", "slices", "bare, ms a slice", "with reductions", "full sweep", "full sweep, CPU time"],
         [swept.row() for swept in found],
     )

@@ -14,6 +14,7 @@ import time
 import unicodedata
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -51,6 +52,7 @@ class FolderDatastore(Datastore):
         inside = state == self.root / ".nextslice"
         self.labels = (self.root if inside else state) / "labels"
         self._locks: dict[str, threading.RLock] = {}
+        self._unsettled: dict[str, int] = {}
         self._locks_guard, self._scan_guard = threading.Lock(), threading.Lock()
         self._name, self._description = self.root.name, "images of a local folder"
         for folder in (state, state / "submissions", state / "incoming"):
@@ -119,9 +121,11 @@ class FolderDatastore(Datastore):
 
     def readable_path(self, image_id: str) -> Path:
         """As `image_path`, for reading its voxels; raises Conflict with the reason if they cannot be."""
-        image = self.loop.catalogue.image(image_id)
+        return self._readable(self.loop.catalogue.image(image_id))
+
+    def _readable(self, image: RowMapping) -> Path:
         if image["error"]:
-            raise Conflict(f"The image {image_id!r} cannot be used: {image['error']}")
+            raise Conflict(f"The image {image['id']!r} cannot be used: {image['error']}")
         return self._path(image)
 
     def _path(self, image: RowMapping) -> Path:
@@ -133,7 +137,7 @@ class FolderDatastore(Datastore):
         return path
 
     def _header(self, image: RowMapping) -> Header:
-        return read_header(self.readable_path(image["id"]))
+        return _header_of(self._readable(image), str(image["version"]))
 
     def add_image(self, image_id: str, image_filename: str, image_info: Mapping[str, Any]) -> str:
         """Take in an uploaded volume under a new id.
@@ -163,7 +167,7 @@ class FolderDatastore(Datastore):
                 target.parent.mkdir(parents=True, exist_ok=True)
             except (FileExistsError, NotADirectoryError):
                 raise Conflict(f"The image id {image_id!r} takes a file for a folder. Choose another id.") from None
-            _copy_durably(source, target)
+            _place_durably(source, target, own=self._is_own(source))
             self.refresh()
         if image_info:
             self.update_image_info(image_id, dict(image_info))
@@ -240,10 +244,10 @@ class FolderDatastore(Datastore):
             if tag == ORIGINAL:
                 slices = []
             elif slices is None:
-                slices, ticket = self.loop.asked_slices(image_id, annotator, ticket)
+                slices, ticket = self.loop.asked_slices(image, annotator, ticket)
             else:
                 slices = check_slices(slices, image["n_slices"])
-                _, ticket = self.loop.asked_slices(image_id, annotator, ticket)
+                _, ticket = self.loop.asked_slices(image, annotator, ticket)
             kept, digest = self._keep(file, image_id)
             number = self.loop.tell(
                 image_id,
@@ -251,18 +255,24 @@ class FolderDatastore(Datastore):
                     annotator=annotator, digest=digest, file=kept, slices=slices, ticket=ticket, params=params, tag=tag
                 ),
             )
-            self._compose(self.loop.catalogue.image(image_id), {number: mask})
+            self._compose(image, {number: mask})
         return {"submission": number, "slices": list(slices), "ticket": ticket}
 
     def _keep(self, file: Path, image_id: str) -> tuple[str, str]:
-        """Copy what was sent to the submissions; (path relative to the state folder, SHA-256)."""
+        """Put what was sent among the submissions; (path relative to the state folder, SHA-256)."""
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         folder = self.state / "submissions" / hashlib.sha256(image_id.encode()).hexdigest()[:24]
+        new = not folder.is_dir()
         folder.mkdir(exist_ok=True)
         target = folder / f"{time.time_ns()}-{digest[:12]}{suffix_of(file.name)}"
-        _copy_durably(file, target)
-        sync_file(folder.parent)
+        _place_durably(file, target, own=self._is_own(file))
+        if new:
+            sync_file(folder.parent)
         return target.relative_to(self.state).as_posix(), digest
+
+    def _is_own(self, file: Path) -> bool:
+        """Whether a file is an upload or a result of ours, which nobody else keeps."""
+        return file.is_relative_to(self.state / "incoming")
 
     def _compose(self, image: RowMapping, fresh: Mapping[int, npt.NDArray[np.uint8]]) -> None:
         """Write both composite masks: each slice from the newest submission that annotated it.
@@ -285,15 +295,42 @@ class FolderDatastore(Datastore):
             at = (slice(None),) * axis + (index,)
             final[at] = original[at] = masks[number][at]
         if counts:
-            write_volume(self.label_path(image_id, FINAL), final, header.affine)
+            write_volume(self.label_path(image_id, FINAL), final, header.affine, durable=False)
         self._write_original(image_id, original, header, same=start is None and bool(counts))
-        self.loop.composed(image_id, max(sent, default=0))
+        with self._locks_guard:
+            self._unsettled[image_id] = max(sent, default=0)
+
+    def settle(self) -> None:
+        """Make the composite masks written since the last time durable, and record that they are.
+
+        Apart from the answer to a save, which need not wait for them: they follow from the submissions, and a crash
+        before this only means that the next start writes them again.
+        """
+        with self._locks_guard:
+            settling = dict(self._unsettled)
+        for image_id in settling:
+            for tag in TAGS:
+                path = self.label_path(image_id, tag)
+                if path.is_file():
+                    sync_file(path)
+                    sync_file(path.parent)
+        self.loop.composed(settling)
+        with self._locks_guard:
+            for image_id, number in settling.items():
+                if self._unsettled.get(image_id) == number:
+                    del self._unsettled[image_id]
+
+    def _is_behind(self, image: RowMapping) -> bool:
+        """Whether the composite masks on disk lack the newest submission."""
+        with self._locks_guard:
+            written = self._unsettled.get(str(image["id"]), 0)
+        return bool(max(image["composite"], written) < image["submission"])
 
     def _write_original(self, image_id: str, mask: npt.NDArray[np.uint8], header: Header, *, same: bool) -> None:
         """As a second name of the final mask where both are the same."""
         target = self.label_path(image_id, ORIGINAL)
         if not same:
-            write_volume(target, mask, header.affine)
+            write_volume(target, mask, header.affine, durable=False)
             return
         target.parent.mkdir(parents=True, exist_ok=True)
         beside = target.with_name(f".{target.name}.{time.time_ns()}")
@@ -317,7 +354,7 @@ class FolderDatastore(Datastore):
         check_tag(tag)
         image = self.loop.catalogue.image(label_id)
         path = self.label_path(label_id, tag)
-        if image["submission"] and (image["composite"] < image["submission"] or not path.is_file()):
+        if image["submission"] and (self._is_behind(image) or not path.is_file()):
             with self._lock(label_id):
                 self._compose(image, {})
         if not path.is_file():
@@ -329,6 +366,7 @@ class FolderDatastore(Datastore):
         behind = self.loop.catalogue.behind()
         for image_id in behind:
             self.label_file(image_id, ORIGINAL)
+        self.settle()
         shutil.rmtree(self.state / "incoming", ignore_errors=True)
         (self.state / "incoming").mkdir(exist_ok=True)
         return behind
@@ -448,6 +486,12 @@ class FolderDatastore(Datastore):
             return self._locks.setdefault(image_id, threading.RLock())
 
 
+@lru_cache(maxsize=4096)
+def _header_of(path: Path, version: str) -> Header:
+    """The header of a file that changes its version when it changes."""
+    return read_header(path)
+
+
 def check_id(image_id: str) -> None:
     """Raise BadInput unless the id names a file inside a folder: relative, no `..`, nothing hidden, no control characters."""
     parts = image_id.split("/")
@@ -495,15 +539,23 @@ def _label_key(tag: str) -> str:
     return f"label:{tag}"
 
 
-def _copy_durably(source: Path, target: Path) -> None:
-    """Copy without ever replacing a file; complete and synced under its name, or not there."""
-    beside = target.with_name(f".{target.name[:100]}.{time.time_ns()}")
-    shutil.copyfile(source, beside)
-    sync_file(beside)
+def _place_durably(source: Path, target: Path, *, own: bool) -> None:
+    """Give a file's content another name, without ever replacing a file; complete and synced under it, or not there.
+
+    Args:
+        own: nobody else has the source open or keeps it, so that a second name will do for a copy.
+    """
+    beside = source
     try:
+        if not own or source.stat().st_dev != target.parent.stat().st_dev:
+            beside = target.with_name(f".{target.name[:100]}.{time.time_ns()}")
+            shutil.copyfile(source, beside)
+        sync_file(beside)
         os.link(beside, target)
     except FileExistsError:
         raise Conflict(f"{target.name} is there already and is never overwritten.") from None
     finally:
-        beside.unlink()
+        if beside != source:
+            beside.unlink(missing_ok=True)
+    os.chmod(target, 0o644)
     sync_file(target.parent)

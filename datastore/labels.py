@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from datastore.volume_io import Header, read_header, read_volume
+from datastore.volume_io import Header, read_volume
 from loop.errors import BadInput
 
 _AFFINE_TOLERANCE_MM = 1e-2
 """Viewers store affines as float32 and may round; a hundredth of a millimetre is far below a voxel."""
 _MOST_CLASSES = 255
+_MOST_COUNTED = 2**16
 
 
 def read_label(
@@ -27,9 +28,7 @@ def read_label(
     Raises:
         BadInput: not an image, other shape or affine than the image, not finite, not integer, negative, or an unknown class.
     """
-    header = read_header(path)
-    _check_geometry(header, image)
-    voxels = read_volume(path).array
+    voxels = read_volume(path, lambda header: _check_geometry(header, image)).array
     _check_voxels(voxels)
     return _named(voxels, values, info)
 
@@ -55,11 +54,20 @@ def _check_voxels(voxels: npt.NDArray[Any]) -> None:
         raise BadInput(f"The label must not be negative, got {voxels.min():g}.")
 
 
+def _present(voxels: npt.NDArray[Any]) -> list[int]:
+    """The values that occur, ascending; counting is much faster than the sort of np.unique."""
+    largest = int(voxels.max())
+    if largest > _MOST_COUNTED:
+        return [largest]  # no label has such a class: one is enough to refuse it
+    found: list[int] = np.flatnonzero(np.bincount(voxels.astype(np.intp).ravel())).tolist()
+    return found
+
+
 def _named(
     voxels: npt.NDArray[Any], values: Mapping[str, int], info: Sequence[Mapping[str, Any]]
 ) -> npt.NDArray[np.uint8]:
     """Voxels in our values: by the viewer's names where it gives them, as they are otherwise."""
-    present = [int(value) for value in np.unique(voxels) if value]
+    present = [value for value in _present(voxels) if value]
     theirs = _numbering(info, present) or {value: name for name, value in values.items()}
     known = ", ".join(f"{value} {name}" for name, value in values.items())
     mask = np.zeros(voxels.shape, np.uint8)

@@ -4,7 +4,7 @@ import gzip
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,40 +79,49 @@ def read_header(path: Path) -> Header:
     Raises:
         BadInput: not a readable image, not 3-D, or without usable geometry.
     """
+    return _open(path)[0]
+
+
+def read_volume(path: Path, fits: Callable[[Header], None] = lambda header: None) -> Volume:
+    """Voxels and geometry, after the checks of `read_header`.
+
+    Args:
+        fits: looks at the header before voxels are read, and raises if they are not wanted.
+
+    Raises:
+        BadInput: as `read_header`; truncated; complex or colour voxels.
+    """
+    header, voxels = _open(path)
+    fits(header)
+    _check_size(path, header)
     with _explained(path):
-        header = _nifti_header(path) if suffix_of(path.name) in NIFTI else _itk_header(path)
+        array = voxels()
+    if array.dtype.kind not in "iufb":
+        raise BadInput(f"{path.name} must hold real numbers, got {array.dtype}.")
+    return Volume(array, header.affine)
+
+
+def _open(path: Path) -> tuple[Header, Callable[[], npt.NDArray[Any]]]:
+    """The checked header, and what reads the voxels."""
+    with _explained(path):
+        header, voxels = _open_nifti(path) if suffix_of(path.name) in NIFTI else _open_itk(path)
     if len(header.shape) != 3:
         raise BadInput(f"{path.name} must be a 3-D volume, got {len(header.shape)} dimensions {header.shape}.")
     if min(header.shape) < 1:
         raise BadInput(f"{path.name} must have voxels, got shape {header.shape}.")
     if not np.isfinite(header.affine).all() or abs(np.linalg.det(header.affine[:3, :3])) < 1e-9:
         raise BadInput(f"{path.name} has no usable geometry: its affine is singular or not finite.")
-    return header
+    return header, voxels
 
 
-def read_volume(path: Path) -> Volume:
-    """Voxels and geometry, after the checks of `read_header`.
+def write_volume(path: Path, array: npt.NDArray[Any], affine: Affine, *, durable: bool = True) -> None:
+    """Write atomically: whoever reads `path` sees the old file or the whole new one, also after a crash.
 
-    Raises:
-        BadInput: as `read_header`; truncated; complex or colour voxels.
+    Args:
+        durable: see `atomic`.
     """
-    header = read_header(path)
-    _check_size(path, header)
-    with _explained(path):
-        if suffix_of(path.name) in NIFTI:
-            array = np.asanyarray(nib.load(path).dataobj)
-            array = array.reshape(header.shape)
-        else:
-            array = sitk.GetArrayFromImage(_itk_reader(path).Execute()).transpose(2, 1, 0)
-    if array.dtype.kind not in "iufb":
-        raise BadInput(f"{path.name} must hold real numbers, got {array.dtype}.")
-    return Volume(array, header.affine)
-
-
-def write_volume(path: Path, array: npt.NDArray[Any], affine: Affine) -> None:
-    """Write atomically: whoever reads `path` sees the old file or the whole new one, also after a crash."""
     suffix = suffix_of(path.name)
-    with atomic(path, suffix) as temporary:
+    with atomic(path, suffix, durable=durable) as temporary:
         if suffix in NIFTI:
             _write_nifti(temporary, array, affine)
         else:
@@ -141,28 +150,28 @@ def _explained(path: Path) -> Iterator[None]:
         raise BadInput(f"{path.name} could not be read as an image: {reason}") from None
 
 
-def _nifti_header(path: Path) -> Header:
+def _open_nifti(path: Path) -> tuple[Header, Callable[[], npt.NDArray[Any]]]:
     image = nib.load(path)
     shape = tuple(int(n) for n in image.shape)
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
-    return Header(shape, np.asarray(image.affine, np.float64))
+    header = Header(shape, np.asarray(image.affine, np.float64))
+    return header, lambda: np.asanyarray(image.dataobj).reshape(shape)
 
 
-def _itk_header(path: Path) -> Header:
+def _open_itk(path: Path) -> tuple[Header, Callable[[], npt.NDArray[Any]]]:
     _refuse_outside_data(path)
     reader = _itk_reader(path)
     reader.ReadImageInformation()
-    if reader.GetNumberOfComponents() != 1:
-        raise BadInput(
-            f"{path.name} must have one value a voxel, got {reader.GetNumberOfComponents()} (overlapping segments or colour)."
-        )
-    n = reader.GetDimension()
+    components = reader.GetNumberOfComponents()
+    if components != 1:
+        raise BadInput(f"{path.name} must have one value a voxel, got {components} (overlapping segments or colour).")
     affine = np.eye(4)
-    if n == 3:
+    if reader.GetDimension() == 3:
         affine[:3, :3] = np.reshape(reader.GetDirection(), (3, 3)) * reader.GetSpacing()
         affine[:3, 3] = reader.GetOrigin()
-    return Header(tuple(reader.GetSize()), _LPS_TO_RAS @ affine)
+    header = Header(tuple(reader.GetSize()), _LPS_TO_RAS @ affine)
+    return header, lambda: sitk.GetArrayFromImage(reader.Execute()).transpose(2, 1, 0)
 
 
 def _itk_reader(path: Path) -> sitk.ImageFileReader:

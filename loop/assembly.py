@@ -63,7 +63,7 @@ class Assembly:
         datastore = FolderDatastore(root, state, loop)
         workplace = Workplace(root, state, datastore.labels, store.url, config.to_json())
         weights = workplace.weights()
-        conductor = Conductor(loop, workplace, datastore.refresh)
+        conductor = Conductor(loop, workplace, datastore.refresh, datastore.settle)
         return cls(config, store, loop, datastore, workplace, workplace.spec(), weights, conductor)
 
     def infers(self) -> dict[str, SegmentationInfer]:
@@ -125,6 +125,7 @@ class Assembly:
             self._observer.stop()
             self._observer.join(5)
         self.conductor.close()
+        self.datastore.settle()
         self.store.close()
 
     def rollback(self, digest: str) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from loop.worker import Workplace, run
 
 logger = logging.getLogger(__name__)
 
-_TICK_SECONDS = 0.25
+_TICK_SECONDS = 0.5
+_PAUSE_SECONDS = 0.2
 _FIRST_LOOK_SECONDS = 10.0
 _RETRY_SECONDS = 60.0
 """A plan that opened no round, or failed, is tried again when something changed, or after this long."""
@@ -33,11 +34,18 @@ class Conductor:
 
     Args:
         refresh: looks for new images; called at least every `rescan_seconds` and after `changed`.
+        settle: makes durable what saves left for later; called at every look.
     """
 
-    def __init__(self, loop: Loop, workplace: Workplace, refresh: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        workplace: Workplace,
+        refresh: Callable[[], None] = lambda: None,
+        settle: Callable[[], None] = lambda: None,
+    ) -> None:
         config = loop.config
-        self.loop, self.workplace, self._refresh = loop, workplace, refresh
+        self.loop, self.workplace, self._refresh, self._settle = loop, workplace, refresh, settle
         self.policy = RetrainPolicy(
             config.retrain, config.retrain_after, config.retrain_when_round_done, config.retrain_min_interval
         )
@@ -88,6 +96,8 @@ class Conductor:
             except Exception:  # the conductor must outlive every error; it is told in the log and tried again
                 logger.exception("The conductor met an error and goes on")
                 self._stop.wait(1)
+            # However many labels come in, looking must not take the time that serving needs.
+            self._stop.wait(_PAUSE_SECONDS)
             self._wake.wait(_TICK_SECONDS)
 
     def tick(self) -> None:
@@ -95,6 +105,7 @@ class Conductor:
         if self._changed or time.monotonic() - self._scanned > self.loop.config.rescan_seconds:
             self._changed, self._scanned = False, time.monotonic()
             self._refresh()
+        self._settle()
         with self._guard:
             self._reap()
             self._retrain_if_due()

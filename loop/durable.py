@@ -8,18 +8,24 @@ from pathlib import Path
 
 
 @contextmanager
-def atomic(path: Path, suffix: str = "") -> Iterator[Path]:
-    """A temporary path beside `path` that is synced and renamed to it when the block ends without an error."""
+def atomic(path: Path, suffix: str = "", *, durable: bool = True) -> Iterator[Path]:
+    """A temporary path beside `path` that is synced and renamed to it when the block ends without an error.
+
+    Args:
+        durable: sync; without it the file survives a crash of the process, and whoever wants more syncs it later.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=suffix or path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
         yield temporary
-        sync_file(temporary)
+        if durable:
+            sync_file(temporary)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-        sync_file(path.parent)
+        if durable:
+            sync_file(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

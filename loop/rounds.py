@@ -162,7 +162,9 @@ class Loop:
                         "round": number, "rank": rank, "image_id": image_id, "slice": index, "score": float(score),
                         "why": why, "state": "labeled" if (image_id, index) in gone else "pending",
                     }
-                    for rank, ((image_id, index), score, why) in enumerate(zip(keys, selection.scores, selection.why, strict=True))
+                    for rank, ((image_id, index), score, why) in enumerate(
+                        zip(keys, selection.scores, selection.why, strict=True)
+                    )
                 ],
             )  # fmt: skip
             events.log(
@@ -458,17 +460,22 @@ class Loop:
 
     # --- labels
 
-    def asked_slices(self, image_id: str, annotator: str, ticket_id: str | None) -> tuple[list[int], str | None]:
+    def asked_slices(
+        self, image: Mapping[str, Any] | RowMapping, annotator: str, ticket_id: str | None
+    ) -> tuple[list[int], str | None]:
         """What a label that names no slices answers for, and the ticket it answers.
 
         The named ticket's slices; else those of the annotator's oldest open ticket on this image (nobody in particular is
         an annotator too); else those of the newest whose lease ran out, because a late label answers what was asked;
         else the whole volume, which is MONAI Label's own convention.
 
+        Args:
+            image: the image's record, of which id and n_slices are read.
+
         Raises:
             NotFound: no such ticket. Conflict: the ticket is for another image.
         """
-        image = self.catalogue.image(image_id)
+        image_id = image["id"]
         with self.store.read() as connection:
             if ticket_id is not None:
                 named = self._ticket_row(connection, ticket_id)
@@ -477,12 +484,16 @@ class Loop:
                         f"Ticket {ticket_id} asks for image {named['image_id']!r}, the label is for {image_id!r}."
                     )
                 return self._ticket(connection, named).slices, ticket_id
-            mine = sa.select(tickets).where(tickets.c.image_id == image_id, tickets.c.annotator == annotator)
-            for state, order in (("open", tickets.c.opened_at), ("expired", tickets.c.opened_at.desc())):
-                found = mine.where(tickets.c.state == state).order_by(order).limit(1)
-                row = connection.execute(found).mappings().one_or_none()
-                if row is not None:
-                    return self._ticket(connection, row).slices, row["id"]
+            mine = sa.select(tickets).where(
+                tickets.c.image_id == image_id,
+                tickets.c.annotator == annotator,
+                tickets.c.state.in_(("open", "expired")),
+            )
+            found = connection.execute(mine.order_by(tickets.c.opened_at)).mappings().all()
+            still_open = [row for row in found if row["state"] == "open"]
+            if found:
+                row = still_open[0] if still_open else found[-1]
+                return self._ticket(connection, row).slices, row["id"]
         return list(range(image["n_slices"])), None
 
     def tell(self, image_id: str, submission: Submission) -> int:
@@ -502,9 +513,7 @@ class Loop:
             }  # fmt: skip
             insert = submissions.insert().values(record).returning(submissions.c.id)
             number = int(connection.execute(insert).scalar_one())
-            connection.execute(images.update().where(images.c.id == image_id).values(submission=number))
-            if submission.slices:
-                self._mark_labeled(connection, image_id, submission.slices, number)
+            self._mark_labeled(connection, image_id, submission.slices, number)
             if submission.tag == "final":
                 self._end_leases(connection, image_id, submission)
             events.log(
@@ -514,26 +523,28 @@ class Loop:
         return number
 
     def _mark_labeled(self, connection: Connection, image_id: str, slices: Sequence[int], number: int) -> None:
-        connection.execute(labels.delete().where(labels.c.image_id == image_id, labels.c.slice.in_(slices)))
-        connection.execute(labels.insert(), [{"image_id": image_id, "slice": s, "submission": number} for s in slices])
+        if slices:
+            connection.execute(labels.delete().where(labels.c.image_id == image_id, labels.c.slice.in_(slices)))
+            rows = [{"image_id": image_id, "slice": index, "submission": number} for index in slices]
+            connection.execute(labels.insert(), rows)
         count = sa.select(sa.func.count()).where(labels.c.image_id == image_id).scalar_subquery()
-        row = connection.execute(
-            images.update()
-            .where(images.c.id == image_id)
-            .values(n_labeled=count)
-            .returning(images.c.n_labeled, images.c.n_slices)
-        ).one()
-        whole = [WHOLE] if row.n_labeled >= row.n_slices else []
-        self._answer(connection, image_id, [*slices, *whole], "labeled")
+        update = images.update().where(images.c.id == image_id).values(n_labeled=count, submission=number)
+        row = connection.execute(update.returning(images.c.n_labeled, images.c.n_slices)).one()
+        if slices:
+            whole = [WHOLE] if row.n_labeled >= row.n_slices else []
+            self._answer(connection, image_id, [*slices, *whole], "labeled")
 
     def _end_leases(self, connection: Connection, image_id: str, submission: Submission) -> None:
         """Close the answered ticket, late or not, and every other on this image whose items are all labelled now."""
-        answered = (tickets.c.id == submission.ticket) & (tickets.c.state == "expired")
-        connection.execute(tickets.update().where(answered).values(state="submitted", closed_at=self.clock()))
+        states = ("open", "expired")
+        held = sa.select(tickets).where(tickets.c.image_id == image_id, tickets.c.state.in_(states))
+        rows = connection.execute(held).mappings().all()
+        if not rows:
+            return
         done = set(connection.execute(sa.select(labels.c.slice).where(labels.c.image_id == image_id)).scalars())
-        held = sa.select(tickets).where(tickets.c.state == "open", tickets.c.image_id == image_id)
-        for row in connection.execute(held).mappings().all():
-            if row["id"] == submission.ticket or set(self._ticket(connection, row).slices) <= done:
+        for row in rows:
+            is_open = row["state"] == "open"
+            if row["id"] == submission.ticket or (is_open and set(self._ticket(connection, row).slices) <= done):
                 self._close(connection, row, "submitted", None)
 
     def submissions(self, image_id: str) -> list[dict[str, Any]]:
@@ -548,11 +559,14 @@ class Loop:
             query = sa.select(labels.c.slice, labels.c.submission).where(labels.c.image_id == image_id)
             return dict(connection.execute(query).all())
 
-    def composed(self, image_id: str, submission: int) -> None:
-        """The composite mask on disk holds everything up to this submission."""
+    def composed(self, held: Mapping[str, int]) -> None:
+        """The composite mask of each image on disk holds everything up to a submission, durably."""
+        if not held:
+            return
         with self.store.write() as connection:
-            where = (images.c.id == image_id) & (images.c.composite < submission)
-            connection.execute(images.update().where(where).values(composite=submission))
+            for image_id, submission in held.items():
+                where = (images.c.id == image_id) & (images.c.composite < submission)
+                connection.execute(images.update().where(where).values(composite=submission))
 
     def labeled_images(self) -> list[dict[str, Any]]:
         """Images with annotated slices: the record, and `slices` ascending. What training and validation see."""

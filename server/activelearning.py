@@ -1,23 +1,21 @@
 """POST /activelearning/{strategy}: what Slicer's and OHIF's "Next Sample" call."""
 
 from pathlib import PurePosixPath
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Body, Depends
+from fastapi import APIRouter, Depends
 from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.utils.app import app_instance
 
 from loop.errors import BadInput, unknown
 from loop.shell import ServedStrategy
-from server.door import AnyUser, annotator_of, parts
+from server.door import AnyUser, Params, annotator_of, parts
 
 router = APIRouter(prefix="/activelearning", tags=["ActiveLearning"])
 
 
 @router.post("/{strategy}", summary="The next image to annotate, and which of its slices")
-def next_sample(
-    strategy: str, params: Annotated[dict[str, Any] | None, Body()] = None, user: User = Depends(AnyUser)
-) -> dict[str, Any]:
+def next_sample(strategy: str, params: Params = None, user: User = Depends(AnyUser)) -> dict[str, Any]:
     """Lease the strategy's best free items of one image to `client_id`, and describe them under `ask`.
 
     A named client that still holds a ticket gets it again (`next: "another"` releases it and moves on). {} means that

@@ -1,12 +1,13 @@
 """/al: rounds, tickets, progress, models and events, for pages, robots and PACS integrations."""
 
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import anyio
 from anyio.to_thread import run_sync
-from fastapi import APIRouter, Body, Depends, Header, Query, Request
+from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request
 from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.utils.app import app_instance
 from pydantic import BaseModel, ConfigDict, Field
@@ -23,6 +24,8 @@ from server.jobs import shown
 router = APIRouter(prefix="/al", tags=["Active learning"])
 
 _POLL_SECONDS = 0.5
+_LARGEST_ID = 2**62
+"""Above what is ever counted, within what a database takes for a whole number."""
 
 
 class AskRequest(BaseModel):
@@ -52,7 +55,7 @@ def _shown(ticket: Ticket) -> dict[str, Any]:
 
 @router.get("/progress", summary="How far the annotation is, and what runs now")
 def progress(user: User = Depends(AnyUser)) -> dict[str, Any]:
-    """Counts of images and slices; the open rounds; the running training and sweep with fraction and eta (s); the model in use."""
+    """Counts of images and slices; the open rounds; the running training and sweep with fraction and eta in s; the model."""
     here = parts()
     digest = here.weights.current()
     running = {kind: [shown(job) for job in here.loop.jobs.active(kind)] for kind in ("train", "sweep")}
@@ -79,7 +82,7 @@ def list_rounds(
 
 
 @router.get("/rounds/{number}", summary="A round with its items")
-def get_round(number: int, user: User = Depends(AnyUser)) -> dict[str, Any]:
+def get_round(number: Annotated[int, Path(ge=1, le=_LARGEST_ID)], user: User = Depends(AnyUser)) -> dict[str, Any]:
     """Items in the order in which they are asked, with score, reason and state."""
     return parts().loop.round(number)
 
@@ -177,14 +180,14 @@ def list_strategies(user: User = Depends(AnyUser)) -> list[dict[str, Any]]:
 async def stream_events(
     request: Request,
     last_event_id: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
-    since: Annotated[int | None, Query(ge=0)] = None,
+    since: Annotated[int | None, Query(ge=0, le=_LARGEST_ID)] = None,
     user: User = Depends(AnyUser),
 ) -> EventSourceResponse:
     """label_saved, ticket_*, round_opened, round_done, train_*, sweep_*, model_published, images_changed.
 
     Begins with what happens from now on; `since` or the header Last-Event-ID begin after an earlier event's id.
     """
-    if last_event_id is not None and not last_event_id.isdigit():
+    if last_event_id is not None and not re.fullmatch("[0-9]{1,18}", last_event_id):
         raise BadInput(f"Last-Event-ID must be a whole number, got {last_event_id[:40]!r}.")
     store = parts().store
     start = int(last_event_id) if last_event_id else since if since is not None else await run_sync(events.last, store)

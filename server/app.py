@@ -10,12 +10,13 @@ from typing import Annotated, Any
 
 import monailabel
 from fastapi import APIRouter, Depends, FastAPI, Query
+from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from monailabel.config import settings
-from monailabel.endpoints import login, ohif
+from monailabel.endpoints import login
 from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.utils.app import app_instance, clear_cache
 from starlette.middleware import Middleware
@@ -23,11 +24,13 @@ from starlette.middleware import Middleware
 from loop.assembly import Assembly
 from loop.errors import Forbidden, NextSliceError, NotFound
 from server import activelearning, al, datastore, door, infer, jobs, model, session
-from server.door import Admin, AnyUser, parts, told
+from server.door import Admin, AnyUser, parts, told, told_invalid
 
 logger = logging.getLogger(__name__)
 
 _STATIC = Path(monailabel.__file__).parent / "endpoints" / "static"
+_OHIF = _STATIC / "ohif"
+_OHIF_FILES = frozenset(file.relative_to(_OHIF).as_posix() for file in _OHIF.rglob("*") if file.is_file())
 
 misc = APIRouter()
 
@@ -80,6 +83,12 @@ def favicon() -> FileResponse:
     return FileResponse(_STATIC / "favicon.ico", media_type="image/x-icon")
 
 
+@misc.get("/ohif/{path:path}", include_in_schema=False)
+def ohif(path: str, user: User = Depends(AnyUser)) -> FileResponse:
+    """The OHIF viewer that MONAI Label brings; it finds its own way from its first page."""
+    return FileResponse(_OHIF / (path if path in _OHIF_FILES else "index.html"))
+
+
 @asynccontextmanager
 async def _lifespan(_: FastAPI) -> AsyncIterator[None]:
     instance = app_instance()
@@ -97,7 +106,7 @@ def create_app() -> FastAPI:
         docs_url=None,
         redoc_url="/docs",
         lifespan=_lifespan,
-        exception_handlers={NextSliceError: told},
+        exception_handlers={NextSliceError: told, RequestValidationError: told_invalid},
     )
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     if settings.MONAI_LABEL_AUTH_ENABLE:
@@ -105,7 +114,6 @@ def create_app() -> FastAPI:
     for module in (activelearning, datastore, infer, jobs, session, model, al):
         app.include_router(module.router)
     app.include_router(misc)
-    app.include_router(ohif.router)
     return app
 
 

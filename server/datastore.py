@@ -1,6 +1,6 @@
 """/datastore: images and labels, in MONAI Label's paths."""
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PureWindowsPath
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, File, Form, Query, UploadFile
@@ -34,7 +34,7 @@ def add_image(
 ) -> dict[str, str]:
     """The id defaults to the file's name. An id that exists answers 409: images are never overwritten."""
     info = parse_params(params)
-    name = PurePosixPath(file.filename or "").name
+    name = PureWindowsPath(file.filename or "").name  # MONAI Label's client sends whole paths, of its own system
     suffix = suffix_of(name)
     image_id = image if image else name[: -len(suffix)]
     check_id(image_id)
@@ -109,13 +109,12 @@ def save_label(
             image, path, annotator=annotator, tag=tag or FINAL, ticket=ticket, slices=slices, params=wishes
         )
     here.conductor.wake()
-    return {"image": image, "label": image, "tag": tag or FINAL, **kept, "message": _thanks(kept["slices"])}
+    return {"image": image, "label": image, "tag": tag or FINAL, **kept, "message": _thanks(image, kept["slices"])}
 
 
-def _thanks(slices: list[int]) -> str:
-    counts = parts().loop.catalogue.counts()
+def _thanks(image: str, slices: list[int]) -> str:
     shown = ", ".join(map(str, slices[:20])) + (" ..." if len(slices) > 20 else "")
-    return f"Saved slices {shown or 'none'}. {counts['labeled_slices']} of {counts['slices']} slices are annotated."
+    return f"Saved. Annotated slices of {image}: {shown or 'none'}."
 
 
 @router.delete("/label", summary="Refused: labels are kept")

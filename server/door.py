@@ -2,18 +2,21 @@
 
 import json
 import logging
+import math
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import HTTPException, Request, UploadFile
+from fastapi import Body, HTTPException, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
+from pydantic import AfterValidator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from loop.assembly import Assembly
@@ -24,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 JSON_LIMIT = 1 << 20
 """Bytes of a request body that is no file upload: commands are small."""
+
+_UPLOADS = ("/datastore", "/infer/", "/model/", "/session/")
+_JSON_LEVELS = 32
 
 AnyUser = RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER)
 Annotator = RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR)
@@ -41,11 +47,41 @@ def annotator_of(user: User, client_id: object) -> str:
     return str(user.username) if settings.MONAI_LABEL_AUTH_ENABLE else check_annotator(client_id)
 
 
+def check_json(value: Any, levels: int = _JSON_LEVELS) -> Any:
+    """The value, if it can be kept and sent again as it came.
+
+    Python reads NaN, halves of surrogate pairs and any depth, but cannot write them: kept once, they would break every
+    later answer that lists them.
+
+    Raises:
+        BadInput: NaN or infinite numbers, text that is not Unicode, or too many levels.
+    """
+    if levels == 0:
+        raise BadInput(f"JSON must be at most {_JSON_LEVELS} levels deep.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadInput(f"JSON must hold finite numbers, got {value}.")
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise BadInput(f"JSON must hold Unicode text, got {value[:40]!r}.") from None
+    if isinstance(value, dict):
+        check_json([*value.keys(), *value.values()], levels)
+    elif isinstance(value, list):
+        for inner in value:
+            check_json(inner, levels - 1)
+    return value
+
+
+Params = Annotated[dict[str, Any] | None, Body(), AfterValidator(check_json)]
+"""A request body of wishes; what is not known of them is left to other clients and servers."""
+
+
 def parse_params(text: str) -> dict[str, Any]:
     """A form's `params`.
 
     Raises:
-        BadInput: not a JSON object.
+        BadInput: not a JSON object, or one that could not be sent again (`check_json`).
     """
     try:
         params = json.loads(text or "{}")
@@ -53,19 +89,22 @@ def parse_params(text: str) -> dict[str, Any]:
         raise BadInput(f"params must be a JSON object: {str(error)[:200]}.") from None
     if not isinstance(params, dict):
         raise BadInput(f"params must be a JSON object, got {type(params).__name__}.")
+    check_json(params)
     return params
 
 
 @contextmanager
 def received(file: UploadFile, suffix: str) -> Iterator[Path]:
     """The upload as a file of ours with a name of ours; gone after the block."""
-    target = parts().workplace.state / "incoming" / f"{uuid.uuid4().hex}{suffix}"
+    folder = parts().workplace.state / "incoming" / uuid.uuid4().hex
+    folder.mkdir()
+    target = folder / f"upload{suffix}"  # a name that errors can be told with
     try:
         with open(target, "wb") as out:
             shutil.copyfileobj(file.file, out, 1 << 20)
         yield target
     finally:
-        target.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 async def told(request: Request, error: Exception) -> JSONResponse:
@@ -74,6 +113,13 @@ async def told(request: Request, error: Exception) -> JSONResponse:
     if error.status >= 500:
         logger.error("%s %s: %s", request.method, request.url.path, error)
     return JSONResponse({"detail": str(error)}, error.status)
+
+
+async def told_invalid(request: Request, error: Exception) -> JSONResponse:
+    """FastAPI's 422 without the input: what was sent may be large, or be nothing that JSON can hold."""
+    assert isinstance(error, RequestValidationError)
+    kept = [{key: problem[key] for key in ("type", "loc", "msg")} for problem in error.errors()]
+    return JSONResponse({"detail": kept}, 422)
 
 
 class SizeLimit:
@@ -87,8 +133,8 @@ class SizeLimit:
             await self.app(scope, receive, send)
             return
         headers = {key.lower(): value for key, value in scope["headers"]}
-        upload = headers.get(b"content-type", b"").startswith(b"multipart/form-data")
-        limit = self.max_upload if upload else JSON_LIMIT
+        form = headers.get(b"content-type", b"").startswith(b"multipart/form-data")
+        limit = self.max_upload if form and scope["path"].startswith(_UPLOADS) else JSON_LIMIT
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > limit:
             await _refuse(limit, scope, receive, send)

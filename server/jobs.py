@@ -1,23 +1,23 @@
 """/train, /scoring and /batch: what runs in the background, in MONAI Label's paths and form."""
 
+import threading
 import time
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from fastapi import APIRouter, Body, Depends
+from fastapi import APIRouter, Depends
 from monailabel.endpoints.user.auth import User
 from monailabel.utils.async_tasks.task import AsyncTask
 from starlette.exceptions import HTTPException
 
 import strategies
-from loop.errors import NextSliceError, NotFound, unknown
+from loop.errors import BadInput, NextSliceError, NotFound, unknown
 from loop.shell import SweepScoring
-from server.door import Admin, Annotator, AnyUser, parts
+from server.door import Admin, Annotator, AnyUser, Params, parts
 from trainers.task import training_request
 
 router = APIRouter()
 
-Params = Annotated[dict[str, Any] | None, Body()]
 _STATES = {
     "queued": "SUBMITTED",
     "running": "RUNNING",
@@ -27,6 +27,9 @@ _STATES = {
     "lost": "ERROR",
 }
 _WAIT_SECONDS = 0.1
+
+_starting = threading.Lock()
+"""Held from looking for a running job to queueing one, so that two requests at once do not both find none."""
 
 
 def shown(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,9 +69,10 @@ def _status(kind: str, everything: bool, check_if_running: bool) -> Any:
 
 def _start(kind: str, name: str, request: dict[str, Any], *, enqueue: bool, run_sync: bool) -> dict[str, Any]:
     conductor, jobs = parts().conductor, parts().loop.jobs
-    if not enqueue and jobs.active(kind):
-        raise HTTPException(429, f"A {kind} is running already. Wait for it, stop it, or set enqueue=true.")
-    job = conductor.start_job(kind, name, request, enqueue=enqueue)
+    with _starting:
+        if not enqueue and jobs.active(kind):
+            raise HTTPException(429, f"A {kind} is running already. Wait for it, stop it, or set enqueue=true.")
+        job = conductor.start_job(kind, name, request, enqueue=enqueue)
     while run_sync and job["ended_at"] is None:
         time.sleep(_WAIT_SECONDS)
         job = jobs.get(job["id"])
@@ -98,7 +102,7 @@ def train_all(params: Params = None, run_sync: bool = False, user: User = Depend
 def train(
     model: str, params: Params = None, run_sync: bool = False, enqueue: bool = False, user: User = Depends(Admin)
 ) -> dict[str, Any]:
-    """On all annotated slices. Settings of this one training: epochs, steps_per_epoch, batch_size, learning_rate, seed, train_from."""
+    """On all annotated slices. Of this training alone: epochs, steps_per_epoch, batch_size, learning_rate, seed, train_from."""
     if model != parts().spec.name:
         raise unknown("model", model, [parts().spec.name])
     return _start("train", model, training_request(params or {}, parts().config), enqueue=enqueue, run_sync=run_sync)
@@ -131,7 +135,7 @@ def sweep_default(params: Params = None, run_sync: bool = False, user: User = De
 def sweep(
     method: str, params: Params = None, run_sync: bool = False, enqueue: bool = False, user: User = Depends(Annotator)
 ) -> dict[str, Any]:
-    """Body: `budget` (items of the round), `parameters` (of the strategy). The open round is served until the new one is there."""
+    """Body: `budget` (items of the round), `parameters` (of the strategy). The open round is served until the new one is."""
     if method not in strategies.names():
         raise unknown("scoring method", method, strategies.names())
     request = SweepScoring(method, parts().conductor).request_of(params or {})
@@ -170,6 +174,9 @@ def batch_infer(
         raise unknown("model", model, parts().infers_by_name)
     request = {"model": model, "images": images}
     wishes = {key: value for key, value in (params or {}).items() if key in ("max_batch_size", "max_workers")}
+    for key, value in wishes.items():
+        if type(value) is not int or value < 0:
+            raise BadInput(f"{key} must be a whole number, 0 for no limit, got {str(value)[:40]!r}.")
     found, detail = AsyncTask.run("batch_infer", request=request, params=wishes, force_sync=run_sync)
     if found is None:
         raise HTTPException(429, str(detail))

@@ -4,6 +4,7 @@ import shutil
 import tarfile
 import uuid
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
@@ -14,10 +15,14 @@ from monailabel.interfaces.utils.app import app_instance
 from monailabel.utils.sessions import SessionInfo, Sessions
 
 from datastore.volume_io import SUFFIXES, read_header
-from loop.errors import BadInput, NotFound, TooLarge
+from loop.errors import BadInput, NextSliceError, NotFound, TooLarge
 from server.door import AnyUser, parts
 
 router = APIRouter(prefix="/session", tags=["Session"])
+
+_NAME_BYTES = 200
+_MEMBERS = 1000
+"""An archive of one volume has a few files beside it."""
 
 
 def _sessions() -> Sessions:
@@ -75,8 +80,8 @@ def create_session(
 def _receive(file: UploadFile, folder: Path, uncompress: bool) -> Path:
     """The uploaded volume within the folder."""
     name = PurePosixPath((file.filename or "").replace("\\", "/")).name
-    if not name or name.startswith("."):
-        raise BadInput(f"The file needs a name, got {(file.filename or '')[:60]!r}.")
+    if not name or name.startswith(".") or not name.isprintable() or len(name.encode()) > _NAME_BYTES:
+        raise BadInput(f"The file needs a visible name of at most {_NAME_BYTES} bytes, got {name[:60]!r}.")
     target = folder / name
     with open(target, "wb") as out:
         shutil.copyfileobj(file.file, out)
@@ -87,18 +92,23 @@ def _unpacked(archive: Path, folder: Path) -> Path:
     """The one volume of an archive.
 
     Raises:
-        BadInput: no archive, a member that leaves the folder, or not exactly one volume.
+        BadInput: no archive, a member that leaves the folder or is a link, or not exactly one volume.
+        TooLarge: it would unpack to more than an upload may have.
     """
     folder.mkdir()
-    limit = parts().config.max_upload_mb << 20
     try:
         if zipfile.is_zipfile(archive):
-            _unzip(archive, folder, limit)
+            with zipfile.ZipFile(archive) as zipped:
+                _check_members((member.filename, member.file_size) for member in zipped.infolist())
+                zipped.extractall(folder)
         else:
             with tarfile.open(archive) as tar:
-                _check_size(sum(member.size for member in tar.getmembers()), limit)
+                _check_members((_plain(member).name, member.size) for member in tar)
                 tar.extractall(folder, filter="data")
-    except (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError) as error:
+    except NextSliceError:
+        raise
+    # The unpackers raise whatever they meet: encryption, unknown compression, broken streams.
+    except Exception as error:  # noqa: BLE001
         raise BadInput(f"The archive could not be unpacked: {str(error)[:200]}") from None
     volumes = [path for path in folder.rglob("*") if path.is_file() and path.name.lower().endswith(SUFFIXES)]
     if len(volumes) != 1:
@@ -106,18 +116,23 @@ def _unpacked(archive: Path, folder: Path) -> Path:
     return volumes[0]
 
 
-def _unzip(archive: Path, folder: Path, limit: int) -> None:
-    with zipfile.ZipFile(archive) as zipped:
-        _check_size(sum(member.file_size for member in zipped.infolist()), limit)
-        for member in zipped.infolist():
-            if not (folder / member.filename).resolve().is_relative_to(folder.resolve()):
-                raise BadInput(f"The archive has a member that leaves its folder: {member.filename[:60]!r}.")
-        zipped.extractall(folder)
+def _plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """A link that stays inside the archive's folder points elsewhere once the volume is moved to its session."""
+    if not (member.isfile() or member.isdir()):
+        raise BadInput(f"The archive must hold files and folders only, got {member.name[:60]!r}.")
+    return member
 
 
-def _check_size(size: int, limit: int) -> None:
-    if size > limit:
-        raise TooLarge(f"The archive must unpack to at most {limit >> 20} MiB, got {size >> 20} MiB.")
+def _check_members(members: Iterable[tuple[str, int]]) -> None:
+    """Raise for the first (name, size) that breaks a rule: nothing after it is read, however large it claims to be."""
+    limit, size = parts().config.max_upload_mb << 20, 0
+    for number, (name, more) in enumerate(members, 1):
+        path = PurePosixPath(name.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts:
+            raise BadInput(f"The archive has a member that leaves its folder: {name[:60]!r}.")
+        size += more
+        if size > limit or number > _MEMBERS:
+            raise TooLarge(f"The archive must unpack to at most {limit >> 20} MiB and {_MEMBERS} files.")
 
 
 @router.delete("/{session_id}", summary="Close a session")

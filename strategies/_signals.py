@@ -16,18 +16,29 @@ AGGREGATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def entropy_map(probs: Tensor) -> Tensor:
     """(B, *S) entropy in nats of each pixel."""
-    return -torch.special.xlogy(probs, probs).sum(1)
+    # The same as xlogy, which is several times slower on the CPU: where p is 0, so is 0 * log(tiny).
+    return -(probs * probs.clamp_min(torch.finfo(probs.dtype).tiny).log()).sum(1)
+
+
+def _two_best(probs: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, *S) largest and second largest probability; one pass, where a sort along the classes strides through memory."""
+    first, *others = probs.unbind(1)
+    best, second = first, torch.zeros_like(first)
+    for p in others:
+        second = torch.maximum(second, torch.minimum(best, p))
+        best = torch.maximum(best, p)
+    return best, second
 
 
 def margin_map(probs: Tensor) -> Tensor:
     """(B, *S) minus the gap between the two likeliest classes, in [-1, 0]."""
-    best = probs.topk(2, dim=1).values
-    return best[:, 1] - best[:, 0]
+    best, second = _two_best(probs)
+    return second - best
 
 
 def least_confidence_map(probs: Tensor) -> Tensor:
     """(B, *S) minus the probability of the likeliest class."""
-    return -probs.amax(1)
+    return -_two_best(probs)[0]
 
 
 def _reduce(probs: Tensor, pixel_map: Callable[[Tensor], Tensor], aggregate: str) -> Tensor:
@@ -46,8 +57,9 @@ def pixel_signal(name: str, pixel_map: Callable[[Tensor], Tensor], aggregate: st
 
 
 def foreground_fraction(probs: Tensor) -> Tensor:
-    """(B,) share of pixels whose likeliest class is not background (class 0)."""
-    return (probs.argmax(1) != 0).flatten(1).float().mean(1)
+    """(B,) share of pixels whose likeliest class is not background (class 0); equal probabilities are background."""
+    best, _ = _two_best(probs[:, 1:])
+    return (best > probs[:, 0]).flatten(1).float().mean(1)
 
 
 FOREGROUND_FRACTION = Signal("foreground_fraction", "probs", foreground_fraction)

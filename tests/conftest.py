@@ -19,6 +19,10 @@ ROOT = Path(__file__).parent.parent
 _START_SECONDS = 120
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "stock_is_right_too: stock MONAI Label passes it as well (tests/test_door.py)")
+
+
 def free_port() -> int:
     """A port that nobody listens on now."""
     with socket.socket() as probe:
@@ -120,14 +124,14 @@ FAST = {"epochs": "1", "steps_per_epoch": "2", "batch_size": "2"}
 """Settings of a training that only has to happen."""
 
 
-@pytest.fixture()
+@pytest.fixture
 def demo(tmp_path: Path) -> Path:
     """Eight phantom patients: images/ and labels/."""
     write_phantoms(tmp_path / "demo", patients=8, seed=1)
     return tmp_path / "demo"
 
 
-@pytest.fixture()
+@pytest.fixture
 def serve() -> Iterator[Callable[..., LiveServer]]:
     """Start servers that are stopped after the test: serve(demo folder, key=value settings)."""
     started: list[LiveServer] = []
@@ -139,6 +143,12 @@ def serve() -> Iterator[Callable[..., LiveServer]]:
     yield start
     for server in started:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def live_server() -> type[LiveServer]:
+    """The class itself, for a module whose tests share one server; test modules cannot import each other."""
+    return LiveServer
 
 
 @pytest.fixture(scope="session")

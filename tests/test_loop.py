@@ -442,11 +442,11 @@ def test_what_a_label_answers_for(make: MakeLoop) -> None:
     open_round(loop)
     ticket = loop.ask("random", "ann")[0]
     image_id = ticket.image_id
-    assert loop.asked_slices(image_id, "ann", None) == (ticket.slices, ticket.id)
-    assert loop.asked_slices(image_id, "other", ticket.id) == (ticket.slices, ticket.id)
-    assert loop.asked_slices(image_id, "other", None) == (list(range(10)), None)
+    assert loop.asked_slices(loop.catalogue.image(image_id), "ann", None) == (ticket.slices, ticket.id)
+    assert loop.asked_slices(loop.catalogue.image(image_id), "other", ticket.id) == (ticket.slices, ticket.id)
+    assert loop.asked_slices(loop.catalogue.image(image_id), "other", None) == (list(range(10)), None)
     with pytest.raises(NotFound):
-        loop.asked_slices(image_id, "ann", "no such ticket")
+        loop.asked_slices(loop.catalogue.image(image_id), "ann", "no such ticket")
 
 
 def test_a_late_label_answers_what_was_asked_and_not_the_whole_volume(make: MakeLoop) -> None:
@@ -456,11 +456,11 @@ def test_a_late_label_answers_what_was_asked_and_not_the_whole_volume(make: Make
     loop.clock.now += 120  # type: ignore[attr-defined]
     loop.ask("random", "ann", n=0, resume=False)
     assert loop.ticket(ticket.id).state == "expired"
-    slices, answered = loop.asked_slices(ticket.image_id, "ann", None)
+    slices, answered = loop.asked_slices(loop.catalogue.image(ticket.image_id), "ann", None)
     assert (slices, answered) == (ticket.slices, ticket.id)
     tell(loop, ticket.image_id, slices, ticket=answered)
     assert loop.ticket(ticket.id).state == "submitted"
-    assert loop.asked_slices(ticket.image_id, "ann", None) == (list(range(10)), None)
+    assert loop.asked_slices(loop.catalogue.image(ticket.image_id), "ann", None) == (list(range(10)), None)
 
 
 def test_a_ticket_of_another_image_is_refused(make: MakeLoop) -> None:
@@ -469,7 +469,7 @@ def test_a_ticket_of_another_image_is_refused(make: MakeLoop) -> None:
     ticket = loop.ask("random", "ann")[0]
     other = next(image_id for image_id in loop.catalogue.versions() if image_id != ticket.image_id)
     with pytest.raises(Conflict, match=other):
-        loop.asked_slices(other, "ann", ticket.id)
+        loop.asked_slices(loop.catalogue.image(other), "ann", ticket.id)
 
 
 def test_tell_keeps_everything_and_the_newest_counts(make: MakeLoop) -> None:

@@ -113,7 +113,7 @@ def test_the_slicer_flow(demo: Path, tmp_path: Path, serve: Callable[..., Any]) 
             done.setdefault(sample["id"], {})[index] = mask[index].copy()
         answer = slicer.submit(sample, volume, mask, labels, ".nii.gz" if visit % 2 else ".nrrd")
         assert answer["slices"] == sample["ask"]["slices"]
-        assert "annotated" in answer["message"]
+        assert "Annotated slices" in answer["message"]
 
     progress = server.wait_for("model and next round", lambda p: bool(p["model"]) and not busy(p))
     assert progress["counts"]["labeled_slices"] == 4

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from monailabel.interfaces.app import MONAILabelApp
 
 
-class Stock(MONAILabelApp):  # type: ignore[misc]
+class Stock(MONAILabelApp):
     """MONAI Label's own datastore, endpoints and `random` strategy."""
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
