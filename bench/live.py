@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import threading
@@ -211,10 +210,6 @@ class Times:
 
     ms: list[float] = field(default_factory=list)
     per_second: list[float] = field(default_factory=list)
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.ms)
 
 
 def race(lanes: Mapping[Key, Lane], effort: Effort, title: str) -> dict[Key, Times]:

@@ -71,9 +71,12 @@ def link(image: Path, folder: Path, count: int) -> list[str]:
 
 def ours(studies: Path, home: Path) -> Server:
     """Our server, with nothing going on beside serving: it does not train."""
-    app = shutil.copytree(_ROOT / "apps" / "radiology", home / "app", ignore=shutil.ignore_patterns("logs", "bin"))
+    # A copy, because MONAI Label writes beside an app's files.
+    (home / "app").mkdir()
+    for file in (_ROOT / "apps" / "radiology").glob("*.py"):
+        shutil.copy(file, home / "app")
     conf = ["--conf", f"budget={_BUDGET}", "--conf", "retrain=false"]
-    return Server(["cli", "serve", "--studies", str(studies), "--app", str(app), *conf], home)
+    return Server(["cli", "serve", "--studies", str(studies), "--app", str(home / "app"), *conf], home)
 
 
 def stock(studies: Path, home: Path) -> Server:

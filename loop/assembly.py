@@ -1,7 +1,7 @@
 """Puts the parts of an app together from its configuration: what MONAI Label's init_* methods return."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -116,7 +116,7 @@ class Assembly:
         current = self.weights.current()
         if current and current != self.loop.current_model():
             self.loop.published(self.spec.name, current, self.weights.card(current)["metrics"], how="found at start")
-        self._observer = _watch(self.datastore.root, self.conductor.changed)
+        self._observer = _watch(self.datastore.root, self.workplace.state, self.conductor.changed)
         self.conductor.start()
 
     def close(self) -> None:
@@ -175,24 +175,25 @@ def _prepare_folder(state: Path) -> None:
 class _Changes(FileSystemEventHandler):
     """Tells of changes to images, not of our own writing."""
 
-    def __init__(self, root: Path, changed: Any) -> None:
-        self._root, self._changed = root, changed
+    def __init__(self, root: Path, state: Path, changed: Callable[[], None]) -> None:
+        self._root, self._state, self._changed = root, state, changed
 
     def on_any_event(self, event: FileSystemEvent) -> None:
         if event.event_type in ("opened", "closed_no_write"):
             return
         for path in (event.src_path, event.dest_path):
             parts = Path(str(path)).parts[len(self._root.parts) :] if path else ()
-            if parts and parts[0] != "labels" and not any(part.startswith(".") for part in parts):
+            ours = bool(path) and Path(str(path)).is_relative_to(self._state)
+            if parts and not ours and parts[0] != "labels" and not any(part.startswith(".") for part in parts):
                 self._changed()
                 return
 
 
-def _watch(root: Path, changed: Any) -> BaseObserver | None:
+def _watch(root: Path, state: Path, changed: Callable[[], None]) -> BaseObserver | None:
     """File events of the studies folder; None where the system has none to give, and only the regular rescan finds images."""
     observer = Observer()
     try:
-        observer.schedule(_Changes(root, changed), str(root), recursive=True)
+        observer.schedule(_Changes(root, state, changed), str(root), recursive=True)
         observer.start()
     except OSError as error:
         logger.warning("No file events for %s (%s); new images are found by rescanning", root, error)

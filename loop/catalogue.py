@@ -1,6 +1,7 @@
 """The images the loop knows: which there are, whose they are, and the pool they make."""
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,11 @@ from sqlalchemy.engine import Connection, RowMapping
 
 from loop import events
 from loop.config import AppConfig
-from loop.errors import NotFound
+from loop.errors import BadInput, NotFound
 from loop.pool import WHOLE, ItemTable, Pool
 from loop.store import Store, images, labels, leases, skips
+
+_MOST_NOTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -146,11 +149,13 @@ class Catalogue:
         """Add to the free notes that viewers keep about an image.
 
         Raises:
-            NotFound: no such image.
+            NotFound: no such image. BadInput: too many notes.
         """
         self.image(image_id)
         with self.store.write() as connection:
             known = connection.execute(sa.select(images.c.info).where(images.c.id == image_id)).scalar_one()
+            if len(json.dumps({**known, **info})) > _MOST_NOTES:
+                raise BadInput(f"The notes about an image must be at most {_MOST_NOTES >> 20} MiB of JSON in all.")
             connection.execute(images.update().where(images.c.id == image_id).values(info={**known, **info}))
 
     def ids(self, *, labeled: bool) -> list[str]:

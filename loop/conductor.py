@@ -8,6 +8,7 @@ import multiprocessing
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing import forkserver
 from typing import Any
 
 import strategies
@@ -65,6 +66,7 @@ class Conductor:
         for kind in ("train", "sweep"):
             for job in self.loop.jobs.active(kind):
                 self.loop.jobs.end(job["id"], "lost", message="the server ended while it ran")
+        forkserver.ensure_running()  # now, so that its imports are done when the first job comes
         self._thread.start()
         # A folder of ordinary size is known before the first viewer asks; a huge one is read while others are served.
         self._looked.wait(_FIRST_LOOK_SECONDS)

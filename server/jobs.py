@@ -2,7 +2,8 @@
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from fastapi import APIRouter, Depends
@@ -27,6 +28,8 @@ _STATES = {
     "lost": "ERROR",
 }
 _WAIT_SECONDS = 0.1
+_PLACES = 4
+_places = threading.BoundedSemaphore(_PLACES)
 
 _starting = threading.Lock()
 """Held from looking for a running job to queueing one, so that two requests at once do not both find none."""
@@ -67,15 +70,30 @@ def _status(kind: str, everything: bool, check_if_running: bool) -> Any:
     return shown(newest)
 
 
+@contextmanager
+def _place_to_wait(wanted: bool) -> Iterator[None]:
+    """One of a few: who waits for a job holds a thread that all other requests need."""
+    if wanted and not _places.acquire(blocking=False):
+        raise HTTPException(
+            429, f"{_PLACES} requests wait for a job already. Leave run_sync out, and ask for the status."
+        )
+    try:
+        yield
+    finally:
+        if wanted:
+            _places.release()
+
+
 def _start(kind: str, name: str, request: dict[str, Any], *, enqueue: bool, run_sync: bool) -> dict[str, Any]:
     conductor, jobs = parts().conductor, parts().loop.jobs
-    with _starting:
-        if not enqueue and jobs.active(kind):
-            raise HTTPException(429, f"A {kind} is running already. Wait for it, stop it, or set enqueue=true.")
-        job = conductor.start_job(kind, name, request, enqueue=enqueue)
-    while run_sync and job["ended_at"] is None:
-        time.sleep(_WAIT_SECONDS)
-        job = jobs.get(job["id"])
+    with _place_to_wait(run_sync):
+        with _starting:
+            if not enqueue and jobs.active(kind):
+                raise HTTPException(429, f"A {kind} is running already. Wait for it, stop it, or set enqueue=true.")
+            job = conductor.start_job(kind, name, request, enqueue=enqueue)
+        while run_sync and job["ended_at"] is None:
+            time.sleep(_WAIT_SECONDS)
+            job = jobs.get(job["id"])
     if run_sync and job["state"] != "done":
         raise NextSliceError(f"The {kind} ended with {job['state']}: {job['message']}")
     return shown(job)
@@ -177,7 +195,8 @@ def batch_infer(
     for key, value in wishes.items():
         if type(value) is not int or value < 0:
             raise BadInput(f"{key} must be a whole number, 0 for no limit, got {str(value)[:40]!r}.")
-    found, detail = AsyncTask.run("batch_infer", request=request, params=wishes, force_sync=run_sync)
+    with _place_to_wait(run_sync):
+        found, detail = AsyncTask.run("batch_infer", request=request, params=wishes, force_sync=run_sync)
     if found is None:
         raise HTTPException(429, str(detail))
     return found

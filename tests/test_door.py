@@ -1026,6 +1026,14 @@ def test_two_trainings_at_once_are_one(door: Door) -> None:
     assert "running already" in next(reason(answer) for answer in answers if answer.status_code == 429)
 
 
+def test_who_waits_for_a_job_leaves_room_for_others(door: Door) -> None:
+    """Each holds a thread until the job ends: of forty that come at once, most are told to ask for the status instead."""
+    answers = at_once(lambda _: door.post("/scoring/random?run_sync=true&enqueue=true", {"budget": 1}), 40)
+    sent_away = [answer for answer in answers if answer.status_code != 200]
+    assert 32 <= len(sent_away) < 40
+    assert all(answer.status_code == 429 and "ask for the status" in reason(answer) for answer in sent_away)
+
+
 @stock_is_right_too
 def test_requests_are_answered_while_a_training_runs(door: Door) -> None:
     assert door.put_label(door.truth(SAVED), image=SAVED).status_code == 200

@@ -133,7 +133,8 @@ def test_setting_changes_the_contrast(phantoms: list[Phantom]) -> None:
 def test_end_slices_are_empty(phantoms: list[Phantom]) -> None:
     for phantom in phantoms:
         used = labelled_slices(phantom.label > 0)
-        assert not used[0] and not used[-1]
+        assert not used[0]
+        assert not used[-1]
         assert used.mean() > 0.5
 
 
