@@ -179,7 +179,7 @@ class Lane:
 
     def together(self, clients: ThreadPoolExecutor) -> float:
         """Answers a second when CLIENTS requests are sent at the same moment."""
-        line = threading.Barrier(CLIENTS + 1)
+        line = threading.Barrier(CLIENTS + 1, timeout=_ANSWER_SECONDS)
         sent = [clients.submit(send, next(self.requests), line.wait) for _ in range(CLIENTS)]
         line.wait()
         began = time.perf_counter()

@@ -226,7 +226,7 @@ def _run(robot: Robot, until: int, evaluate: int, timeout: float) -> list[float]
             digest, number, moved = model["digest"], number + 1, time.monotonic()
             examiner.examine(digest, model["model"], labeled, number)
             continue
-        if labeled >= until and not _busy(progress):
+        if labeled >= until and not _busy(progress, robot.strategy):
             break
         sample = robot.next_sample() if labeled < until else {}
         if sample:
@@ -240,9 +240,10 @@ def _run(robot: Robot, until: int, evaluate: int, timeout: float) -> list[float]
     return examiner.summary()
 
 
-def _busy(progress: Mapping[str, Any]) -> bool:
-    """Whether a new model or round is on its way."""
-    waiting = progress["new_slices_since_training"] > 0 and not progress["rounds"]
+def _busy(progress: Mapping[str, Any], strategy: str) -> bool:
+    """Whether a new model or round is on its way: a finished round is followed by either."""
+    still_open = any(row["strategy"] == strategy for row in progress["rounds"])
+    waiting = progress["new_slices_since_training"] > 0 and not still_open
     return bool(progress["running"]["train"] or progress["running"]["sweep"] or waiting)
 
 

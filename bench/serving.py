@@ -103,14 +103,14 @@ def plan(server: Server, strategy: str) -> httpx.Request:
 
 
 def asking(server: Server, strategy: str) -> Lane:
-    """Next sample of ours; every answer must be a ticket that nobody had before."""
+    """Next sample of ours; every answer must be a ticket of this strategy that nobody had before."""
     seen: set[str] = set()
 
     def check(answer: Any) -> None:
-        ticket = answer.get("ask", {}).get("ticket")
-        if ticket is None or ticket in seen:
+        ask = answer.get("ask", {})
+        if ask.get("strategy") != strategy or ask["ticket"] in seen:
             raise RuntimeError(f"{strategy} gave no fresh ticket: {answer}")
-        seen.add(ticket)
+        seen.add(ask["ticket"])
 
     return Lane(itertools.repeat(server.request("POST", f"/activelearning/{strategy}", json={})), check)
 

@@ -83,9 +83,8 @@ def test_the_robot_does_the_whole_job_and_dice_rises(tmp_path: Path, serve: Call
     """Three rounds with no hand on it: ask, submit, retrain, publish, sweep, new round."""
     write_phantoms(tmp_path / "demo", patients=30, seed=3)
     server = serve(tmp_path / "demo", epochs="10", steps_per_epoch="25", batch_size="8")
-    ended = nextslice(
-        "annotate", "--server", server.url, "--truth", str(server.truth), "--strategy", "max_entropy", "--until", "30", cwd=tmp_path
-    )  # fmt: skip
+    asked = ["--truth", str(server.truth), "--strategy", "max_entropy", "--until", "30"]
+    ended = nextslice("annotate", "--server", server.url, *asked, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr[-2000:] + server.log.read_text()[-2000:]
     lines = re.findall(r"round (\d): (\d+) slices annotated, model \w+, mean Dice ([\d.]+) on \d+ unseen", ended.stdout)
     assert [(int(number), int(slices)) for number, slices, _ in lines] == [(1, 10), (2, 20), (3, 30)]

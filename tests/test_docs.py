@@ -15,7 +15,10 @@ ROOT = Path(__file__).parent.parent
 
 def test_every_endpoint_is_in_the_documentation() -> None:
     """In a process of its own: the application belongs to MONAI Label's global state."""
-    code = "from server.app import application as a; print(*[f'{m} {p}' for p, ms in a.openapi()['paths'].items() for m in ms], sep='\\n')"
+    code = (
+        "from server.app import application as a\n"
+        "print(*[f'{m} {p}' for p, ms in a.openapi()['paths'].items() for m in ms], sep='\\n')"
+    )
     paths = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     ).stdout.split("\n")

@@ -102,7 +102,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     opened.close()
 
 
-@pytest.fixture()
+@pytest.fixture
 def make(store: Store) -> MakeLoop:
     """A loop with `volumes` images of `slices` slices each."""
 
@@ -539,9 +539,15 @@ def test_new_slices_count_from_what_the_last_training_saw(make: MakeLoop) -> Non
 
 def test_a_failed_write_leaves_nothing(make: MakeLoop) -> None:
     loop = make()
-    with pytest.raises(RuntimeError), loop.store.write() as connection:
-        connection.execute(leases.insert().values(image_id="a", slice=1, ticket="t"))
-        raise RuntimeError("power cut")
+    lease = leases.insert().values(image_id="a", slice=1, ticket="t")
+
+    def write_and_fail() -> None:
+        with loop.store.write() as connection:
+            connection.execute(lease)
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError):
+        write_and_fail()
     with loop.store.read() as connection:
         assert connection.execute(sa.select(sa.func.count()).select_from(leases)).scalar_one() == 0
 

@@ -77,7 +77,8 @@ def test_header_is_ras_in_mm(study: Path) -> None:
         image = nib.load(path)
         assert nib.aff2axcodes(image.affine) == ("R", "A", "S")
         assert image.header.get_xyzt_units()[0] == "mm"
-        assert image.header["qform_code"] > 0 and image.header["sform_code"] > 0
+        assert image.header["qform_code"] > 0
+        assert image.header["sform_code"] > 0
         np.testing.assert_allclose(image.get_qform(), image.get_sform(), atol=1e-4)
         assert np.argmax(image.header.get_zooms()) == 2
 
@@ -99,8 +100,10 @@ def test_several_volumes_of_a_patient(tmp_path: Path) -> None:
 def test_values_and_types(phantoms: list[Phantom]) -> None:
     assert len(phantoms) == PATIENTS
     for phantom in phantoms:
-        assert phantom.label.dtype == np.uint8 and phantom.label.max() <= len(LABELS)
-        assert phantom.image.dtype == np.int16 and phantom.image.min() >= 0
+        assert phantom.label.dtype == np.uint8
+        assert phantom.label.max() <= len(LABELS)
+        assert phantom.image.dtype == np.int16
+        assert phantom.image.min() >= 0
         assert np.ptp(phantom.image) > 300
 
 
