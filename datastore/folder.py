@@ -8,6 +8,7 @@ Loop's; this class keeps files and looks after the door.
 import hashlib
 import json
 import os
+import re
 import shutil
 import threading
 import time
@@ -261,13 +262,14 @@ class FolderDatastore(Datastore):
     def _keep(self, file: Path, image_id: str) -> tuple[str, str]:
         """Put what was sent among the submissions; (path relative to the state folder, SHA-256)."""
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        folder = self.state / "submissions" / hashlib.sha256(image_id.encode()).hexdigest()[:24]
-        new = not folder.is_dir()
-        folder.mkdir(exist_ok=True)
-        target = folder / f"{time.time_ns()}-{digest[:12]}{suffix_of(file.name)}"
-        _place_durably(file, target, own=self._is_own(file))
-        if new:
+        # A folder a day: a new folder costs a sync of its own, and one for every image would cost it at nearly every save.
+        folder = self.state / "submissions" / time.strftime("%Y-%m-%d", time.gmtime(self._clock()))
+        if not folder.is_dir():
+            folder.mkdir(exist_ok=True)
             sync_file(folder.parent)
+        name = re.sub(r"[^A-Za-z0-9._-]+", "_", image_id)[:80]
+        target = folder / f"{name}-{time.time_ns()}-{digest[:12]}{suffix_of(file.name)}"
+        _place_durably(file, target, own=self._is_own(file))
         return target.relative_to(self.state).as_posix(), digest
 
     def _is_own(self, file: Path) -> bool:

@@ -16,7 +16,7 @@ IGNORED = 255
 """Target value of voxels that nobody annotated, and of padding: losses and metrics do not see them."""
 
 _CLIP_PERCENT = (0.5, 99.5)
-_PERCENTILE_SAMPLE = 2_000_000
+_PERCENTILE_SAMPLE = 200_000
 """Percentiles of a huge volume are taken from about this many evenly spaced voxels."""
 
 
