@@ -115,7 +115,7 @@ def test_the_slicer_flow(demo: Path, tmp_path: Path, serve: Callable[..., Any]) 
         assert answer["slices"] == sample["ask"]["slices"]
         assert "Annotated slices" in answer["message"]
 
-    progress = server.wait_for("model and next round", lambda p: bool(p["model"]) and not busy(p))
+    progress = server.wait_for("the next round", lambda p: any(r["selected_by"] == "max_entropy" for r in p["rounds"]))
     assert progress["counts"]["labeled_slices"] == 4
     with server.client() as http:
         rounds = http.get("/al/rounds").json()
