@@ -28,7 +28,8 @@ class Spread(Strategy):
 
     def select(self, pool: Pool, signals: Signals, k: int, rng: np.random.Generator) -> Selection:
         rows_of = _by_volume(pool)
-        free_of = {volume: rows[~(pool.labeled | pool.held)[rows]] for volume, rows in rows_of.items()}
+        free = ~(pool.labeled | pool.held)
+        free_of = {volume: rows[free[rows]] for volume, rows in rows_of.items()}
         turns = _deal(pool, {volume: len(free) for volume, free in free_of.items() if len(free)}, k, rng)
         picks = {
             volume: iter(_spaced(pool.position, rows_of[volume], free_of[volume], pool.labeled, n))
