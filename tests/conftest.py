@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 
 from bench.phantom import write_phantoms
 
@@ -149,6 +150,15 @@ def serve() -> Iterator[Callable[..., LiveServer]]:
 def live_server() -> type[LiveServer]:
     """The class itself, for a module whose tests share one server; test modules cannot import each other."""
     return LiveServer
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Several threads for such small networks only wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """The engine's probabilities are those of a plain one-image-at-a-time computation, on the image's own grid."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,9 @@ from models import ModelSpec
 from strategies.max_entropy import MaxEntropy
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("one_thread")
 PROBS = frozenset({"probs"})
 SHAPES = ((9, 17, 6), (12, 8, 11), (5, 10, 7))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Several threads for such small networks only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def spec_of(name: str, **changes: Any) -> ModelSpec:

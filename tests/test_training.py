@@ -1,7 +1,7 @@
 """Losses and metrics that see annotated voxels only, augmentation, and the training loop."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,15 +24,7 @@ from trainers.losses import partial_dice_ce
 from trainers.metrics import dice, dice_counts, mean_dice
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Several threads for such small networks only wait for one another."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def random_case(shape: tuple[int, ...], n_classes: int, ignored: float, seed: int = 0) -> tuple[Tensor, Tensor]:
