@@ -310,12 +310,11 @@ class FolderDatastore(Datastore):
         """
         with self._locks_guard:
             settling = dict(self._unsettled)
-        for image_id in settling:
-            for tag in TAGS:
-                path = self.label_path(image_id, tag)
-                if path.is_file():
-                    sync_file(path)
-                    sync_file(path.parent)
+        masks = [self.label_path(image_id, tag) for image_id in settling for tag in TAGS]
+        # Both tags are mostly two names of one file, and most images share a folder: each is synced once.
+        there = {path.stat().st_ino: path for path in masks if path.is_file()}
+        for path in (*there.values(), *{path.parent for path in masks if path.is_file()}):
+            sync_file(path)
         self.loop.composed(settling)
         with self._locks_guard:
             for image_id, number in settling.items():
