@@ -28,7 +28,7 @@ from datastore.labels import read_label
 from datastore.volume_io import SUFFIXES, Header, read_header, read_volume, suffix_of, write_volume
 from loop.catalogue import Found
 from loop.config import DATASET_FILE
-from loop.durable import sync_file
+from loop.durable import atomic, sync_file
 from loop.errors import BadInput, Conflict, Forbidden, NextSliceError, NotFound
 from loop.rounds import Loop, Submission
 
@@ -37,6 +37,9 @@ TAGS = (FINAL, ORIGINAL)
 
 _OWN_FOLDERS = {"labels", "lost+found"}
 _ID_LENGTH = 200
+_MOST_IN_STORE = 1 << 20
+"""Bytes of a submission that is committed with its record and filed later; for a larger one the sync is not what takes long."""
+_FILED_AT_ONCE = 50
 
 
 class FolderDatastore(Datastore):
@@ -54,7 +57,7 @@ class FolderDatastore(Datastore):
         self.labels = (self.root if inside else state) / "labels"
         self._locks: dict[str, threading.RLock] = {}
         self._unsettled: dict[str, int] = {}
-        self._locks_guard, self._scan_guard = threading.Lock(), threading.Lock()
+        self._locks_guard, self._scan_guard, self._filing = threading.Lock(), threading.Lock(), threading.Lock()
         self._name, self._description = self.root.name, "images of a local folder"
         for folder in (state, state / "submissions", state / "incoming"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +83,7 @@ class FolderDatastore(Datastore):
                     if entry.name.startswith("."):
                         continue
                     if entry.is_dir(follow_symlinks=False):
-                        if not self._is_ours(Path(entry.path)):
+                        if not self.is_ours(Path(entry.path)):
                             folders.append(Path(entry.path))
                     elif entry.name.lower().endswith(SUFFIXES) and entry.is_file():
                         stat = entry.stat()
@@ -88,7 +91,7 @@ class FolderDatastore(Datastore):
                         there.setdefault(self._id_of(path), (path, f"{stat.st_size}-{stat.st_mtime_ns}"))
         return there
 
-    def _is_ours(self, path: Path) -> bool:
+    def is_ours(self, path: Path) -> bool:
         """Whether no image of the user can be there."""
         return path.is_relative_to(self.state) or path.relative_to(self.root).parts[0] in _OWN_FOLDERS
 
@@ -150,7 +153,7 @@ class FolderDatastore(Datastore):
         suffix = suffix_of(source.name)
         check_id(image_id)
         target = self.root / f"{image_id}{suffix}"
-        if self._is_ours(target):
+        if self.is_ours(target):
             raise BadInput(
                 f"An image id must not begin with {PurePosixPath(image_id).parts[0]!r}: that folder is not for images."
             )
@@ -240,7 +243,8 @@ class FolderDatastore(Datastore):
         check_tag(tag)
         image = self.loop.catalogue.image(image_id)
         params = dict(params or {})
-        mask = read_label(file, self._header(image), self.loop.config.label_values(), _label_info(params))
+        header = self._header(image)
+        mask = read_label(file, header, self.loop.config.label_values(), _label_info(params))
         with self._lock(image_id):
             if tag == ORIGINAL:
                 slices = []
@@ -249,34 +253,57 @@ class FolderDatastore(Datastore):
             else:
                 slices = check_slices(slices, image["n_slices"])
                 _, ticket = self.loop.asked_slices(image, annotator, ticket)
-            kept, digest = self._keep(file, image_id)
+            kept, digest, content = self._keep(file, image_id)
             number = self.loop.tell(
                 image_id,
                 Submission(
-                    annotator=annotator, digest=digest, file=kept, slices=slices, ticket=ticket, params=params, tag=tag
+                    annotator=annotator, digest=digest, file=kept, slices=slices, ticket=ticket, params=params, tag=tag,
+                    content=content,
                 ),
-            )
-            self._compose(image, {number: mask})
+            )  # fmt: skip
+            self._compose(image, header, {number: mask})
         return {"submission": number, "slices": list(slices), "ticket": ticket}
 
-    def _keep(self, file: Path, image_id: str) -> tuple[str, str]:
-        """Put what was sent among the submissions; (path relative to the state folder, SHA-256)."""
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        # A folder a day: a new folder costs a sync of its own, and one for every image would cost it at nearly every save.
-        folder = self.state / "submissions" / time.strftime("%Y-%m-%d", time.gmtime(self._clock()))
+    def _keep(self, file: Path, image_id: str) -> tuple[str, str, bytes | None]:
+        """(the submission's path relative to the state folder, SHA-256, what is still to be written there)."""
+        content = file.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        day = time.strftime("%Y-%m-%d", time.gmtime(self._clock()))
+        name = re.sub(r"[^A-Za-z0-9._-]+", "_", image_id)[:80]
+        relative = f"submissions/{day}/{name}-{time.time_ns()}-{digest[:12]}{suffix_of(file.name)}"
+        if len(content) <= _MOST_IN_STORE:
+            return relative, digest, content
+        target = self.state / relative
+        self._day_folder(target.parent)
+        _place_durably(file, target, own=self._is_own(file))
+        return relative, digest, None
+
+    def _day_folder(self, folder: Path) -> None:
+        """A folder a day: a new folder costs a sync of its own, and one for every image would cost it at nearly every save."""
         if not folder.is_dir():
             folder.mkdir(exist_ok=True)
             sync_file(folder.parent)
-        name = re.sub(r"[^A-Za-z0-9._-]+", "_", image_id)[:80]
-        target = folder / f"{name}-{time.time_ns()}-{digest[:12]}{suffix_of(file.name)}"
-        _place_durably(file, target, own=self._is_own(file))
-        return target.relative_to(self.state).as_posix(), digest
+
+    def _file(self) -> None:
+        """Write the submissions that are in the store only into their files."""
+        with self._filing:
+            while found := self.loop.unfiled(_FILED_AT_ONCE):
+                folders = set()
+                for _, relative, content in found:
+                    target = self.state / relative
+                    self._day_folder(target.parent)
+                    with atomic(target, sync_folder=False) as temporary:
+                        temporary.write_bytes(content)
+                    folders.add(target.parent)
+                for folder in folders:
+                    sync_file(folder)
+                self.loop.filed([number for number, _, _ in found])
 
     def _is_own(self, file: Path) -> bool:
         """Whether a file is an upload or a result of ours, which nobody else keeps."""
         return file.is_relative_to(self.state / "incoming")
 
-    def _compose(self, image: RowMapping, fresh: Mapping[int, npt.NDArray[np.uint8]]) -> None:
+    def _compose(self, image: RowMapping, header: Header, fresh: Mapping[int, npt.NDArray[np.uint8]]) -> None:
         """Write both composite masks: each slice from the newest submission that annotated it.
 
         `original` also shows the newest start mask under them; `final` is annotation only.
@@ -285,7 +312,7 @@ class FolderDatastore(Datastore):
             fresh: masks at hand by submission, so that they need not be read again.
         """
         image_id = str(image["id"])
-        header, sent = self._header(image), {row["id"]: row for row in self.loop.submissions(image_id)}
+        sent = {row["id"]: row for row in self.loop.submissions(image_id)}
         counts = self.loop.labeled_slices(image_id)
         start = max((number for number, row in sent.items() if row["tag"] == ORIGINAL), default=None)
         shown = {*counts.values(), *([start] if start else [])}
@@ -303,11 +330,12 @@ class FolderDatastore(Datastore):
             self._unsettled[image_id] = max(sent, default=0)
 
     def settle(self) -> None:
-        """Make the composite masks written since the last time durable, and record that they are.
+        """Give submissions their files; make the composite masks written since the last time durable, and record that.
 
-        Apart from the answer to a save, which need not wait for them: they follow from the submissions, and a crash
-        before this only means that the next start writes them again.
+        Apart from the answer to a save, which need not wait for it: what was sent is in the store, the masks follow from
+        it, and a crash before this only means that the next start does it.
         """
+        self._file()
         with self._locks_guard:
             settling = dict(self._unsettled)
         masks = [self.label_path(image_id, tag) for image_id in settling for tag in TAGS]
@@ -340,7 +368,15 @@ class FolderDatastore(Datastore):
 
     def _submitted(self, row: Mapping[str, Any], header: Header) -> npt.NDArray[np.uint8]:
         values = self.loop.config.label_values()
-        return read_label(self.state / row["file"], header, values, _label_info(row["params"]))
+        content = self.loop.content(row["id"])
+        if content is None:
+            return read_label(self.state / row["file"], header, values, _label_info(row["params"]))
+        copy = self.state / "incoming" / f"{time.time_ns()}-{Path(row['file']).name}"
+        copy.write_bytes(content)
+        try:
+            return read_label(copy, header, values, _label_info(row["params"]))
+        finally:
+            copy.unlink()
 
     def label_path(self, label_id: str, tag: str) -> Path:
         """Where the composite mask of an image is (or will be)."""
@@ -357,13 +393,14 @@ class FolderDatastore(Datastore):
         path = self.label_path(label_id, tag)
         if image["submission"] and (self._is_behind(image) or not path.is_file()):
             with self._lock(label_id):
-                self._compose(image, {})
+                self._compose(image, self._header(image), {})
         if not path.is_file():
             raise NotFound(f"There is no label {tag!r} of {label_id!r} yet.")
         return path
 
     def repair(self) -> list[str]:
-        """Bring every composite up to its submissions, after a crash between the two; the ids that were behind."""
+        """File every submission and bring every composite up to them, after a crash; the ids that were behind."""
+        self._file()
         behind = self.loop.catalogue.behind()
         for image_id in behind:
             self.label_file(image_id, ORIGINAL)

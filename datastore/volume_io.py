@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _GZIP_LEVEL = 1
 _VOXEL_BYTES = 8
 """Of the widest voxels that are read."""
+_NIFTI_HEADER_BYTES = 540
+"""Of the longer kind of header, NIfTI-2."""
+_NIFTI_VOXELS_AT = 352
 _HEAD_BYTES = 1 << 20
 """How much of a file is searched for names of other files; no header is longer."""
 
@@ -151,12 +155,26 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _open_nifti(path: Path) -> tuple[Header, Callable[[], npt.NDArray[Any]]]:
-    image = nib.load(path)
-    shape = tuple(int(n) for n in image.shape)
+    # nibabel's header classes without its image classes, which guess the format and look for companion files first.
+    opened = partial(gzip.open if path.name.lower().endswith(".gz") else open, path, "rb")
+    with opened() as file:
+        block = file.read(_NIFTI_HEADER_BYTES)
+        kind = next((kind for kind in (nib.Nifti1Header, nib.Nifti2Header) if kind.may_contain_header(block)), None)
+        if kind is None:
+            raise BadInput(f"{path.name} could not be read as an image: it does not begin as a NIfTI file does.")
+        file.seek(0)
+        nifti = kind.from_fileobj(file)
+    shape = tuple(int(n) for n in nifti.get_data_shape())
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
-    header = Header(shape, np.asarray(image.affine, np.float64))
-    return header, lambda: np.asanyarray(image.dataobj).reshape(shape)
+    header = Header(shape, np.asarray(nifti.get_best_affine(), np.float64))
+
+    def voxels() -> npt.NDArray[Any]:
+        with opened() as file:
+            array: npt.NDArray[Any] = np.asanyarray(nifti.data_from_fileobj(file)).reshape(shape)
+            return array
+
+    return header, voxels
 
 
 def _open_itk(path: Path) -> tuple[Header, Callable[[], npt.NDArray[Any]]]:
@@ -199,11 +217,15 @@ def _refuse_outside_data(path: Path) -> None:
 
 
 def _write_nifti(path: Path, array: npt.NDArray[Any], affine: Affine) -> None:
-    image = nib.Nifti1Image(array, affine)
-    image.header.set_xyzt_units("mm", "sec")
-    image.set_sform(affine, code=1)
-    image.set_qform(affine, code=1, strip_shears=True)
-    data = image.to_bytes()
+    header = nib.Nifti1Header()
+    header.set_data_dtype(array.dtype)
+    header.set_data_shape(array.shape)
+    header.set_xyzt_units("mm", "sec")
+    header.set_sform(affine, code=1)
+    header.set_qform(affine, code=1, strip_shears=True)
+    header.set_data_offset(_NIFTI_VOXELS_AT)
+    head = header.binaryblock.ljust(_NIFTI_VOXELS_AT, b"\0")
+    data = head + array.tobytes("F")
     if path.name.endswith(".gz"):
         data = gzip.compress(data, _GZIP_LEVEL, mtime=0)
     path.write_bytes(data)

@@ -1,19 +1,17 @@
 """Puts the parts of an app together from its configuration: what MONAI Label's init_* methods return."""
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 from monailabel.config import settings
-from watchdog.events import FileSystemEvent, FileSystemEventHandler
-from watchdog.observers import Observer
-from watchdog.observers.api import BaseObserver
 
 import strategies
 from datastore.folder import ORIGINAL, FolderDatastore
+from datastore.watcher import FolderWatcher
 from infers.task import SegmentationInfer
 from loop.conductor import Conductor
 from loop.config import AppConfig
@@ -44,7 +42,7 @@ class Assembly:
     spec: ModelSpec
     weights: WeightsFolder
     conductor: Conductor
-    _observer: BaseObserver | None = field(default=None)
+    watcher: FolderWatcher
 
     @classmethod
     def of(cls, studies: str, conf: Mapping[str, str]) -> Self:
@@ -64,7 +62,8 @@ class Assembly:
         workplace = Workplace(root, state, datastore.labels, store.url, config.to_json())
         weights = workplace.weights()
         conductor = Conductor(loop, workplace, datastore.refresh, datastore.settle)
-        return cls(config, store, loop, datastore, workplace, workplace.spec(), weights, conductor)
+        watcher = FolderWatcher(datastore.root, datastore.is_ours, conductor.changed)
+        return cls(config, store, loop, datastore, workplace, workplace.spec(), weights, conductor, watcher)
 
     def infers(self) -> dict[str, SegmentationInfer]:
         """{model: its inference}."""
@@ -116,14 +115,12 @@ class Assembly:
         current = self.weights.current()
         if current and current != self.loop.current_model():
             self.loop.published(self.spec.name, current, self.weights.card(current)["metrics"], how="found at start")
-        self._observer = _watch(self.datastore.root, self.workplace.state, self.conductor.changed)
+        self.watcher.start()
         self.conductor.start()
 
     def close(self) -> None:
         """Stop what `start` started."""
-        if self._observer is not None:
-            self._observer.stop()
-            self._observer.join(5)
+        self.watcher.stop()
         self.conductor.close()
         self.datastore.settle()
         self.store.close()
@@ -170,32 +167,3 @@ def _prepare_folder(state: Path) -> None:
         raise BadInput(
             f"The state folder {state} cannot be written ({error.strerror}). Choose another with --conf state FOLDER."
         ) from None
-
-
-class _Changes(FileSystemEventHandler):
-    """Tells of changes to images, not of our own writing."""
-
-    def __init__(self, root: Path, state: Path, changed: Callable[[], None]) -> None:
-        self._root, self._state, self._changed = root, state, changed
-
-    def on_any_event(self, event: FileSystemEvent) -> None:
-        if event.event_type in ("opened", "closed_no_write"):
-            return
-        for path in (event.src_path, event.dest_path):
-            parts = Path(str(path)).parts[len(self._root.parts) :] if path else ()
-            ours = bool(path) and Path(str(path)).is_relative_to(self._state)
-            if parts and not ours and parts[0] != "labels" and not any(part.startswith(".") for part in parts):
-                self._changed()
-                return
-
-
-def _watch(root: Path, state: Path, changed: Callable[[], None]) -> BaseObserver | None:
-    """File events of the studies folder; None where the system has none to give, and only the regular rescan finds images."""
-    observer = Observer()
-    try:
-        observer.schedule(_Changes(root, state, changed), str(root), recursive=True)
-        observer.start()
-    except OSError as error:
-        logger.warning("No file events for %s (%s); new images are found by rescanning", root, error)
-        return None
-    return observer

@@ -15,6 +15,7 @@ from loop import events
 from loop.config import AppConfig
 from loop.errors import BadInput, NotFound
 from loop.pool import WHOLE, ItemTable, Pool
+from loop.statements import IMAGE
 from loop.store import Store, images, labels, leases, skips
 
 _MOST_NOTES = 1 << 20
@@ -134,7 +135,7 @@ class Catalogue:
             NotFound: no such image, or its file is gone.
         """
         with self.store.read() as connection:
-            row = connection.execute(sa.select(images).where(images.c.id == image_id)).mappings().one_or_none()
+            row = connection.execute(IMAGE, {"image": image_id}).mappings().one_or_none()
         if row is None or row["missing"]:
             raise NotFound(f"There is no image {image_id[:200]!r}.")
         return row

@@ -5,6 +5,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from loop.statements import LOG
 from loop.store import Store, events
 
 _KEPT = 20_000
@@ -13,8 +14,7 @@ _KEPT = 20_000
 
 def log(connection: Connection, at: float, kind: str, **data: Any) -> None:
     """Append an event within the transaction that made it true."""
-    insert = events.insert().values(at=at, kind=kind, data=data).returning(events.c.id)
-    event_id = int(connection.execute(insert).scalar_one())
+    event_id = int(connection.execute(LOG, {"at": at, "kind": kind, "data": data}).scalar_one())
     if event_id % 1000 == 0:
         connection.execute(events.delete().where(events.c.id <= event_id - _KEPT))
 

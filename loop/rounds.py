@@ -10,14 +10,14 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, RowMapping
 
 import strategies
-from loop import events
+from loop import events, statements
 from loop.catalogue import Catalogue
 from loop.config import AppConfig
 from loop.errors import Conflict, Gone, NotFound, unknown
 from loop.jobs import Jobs
 from loop.pool import WHOLE, BoolArray, Pool
 from loop.signals import FloatArray, Signal
-from loop.store import Store, images, labels, leases, meta, round_items, rounds, skips, submissions, tickets
+from loop.store import Store, images, labels, leases, meta, round_items, rounds, skips, tickets, unfiled
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class Submission:
 
     Attributes:
         file: where it is kept, relative to the state folder.
+        content: what is to be written there, kept in the store until it is; None if the file is there and durable.
         slices: the slices it answers for.
         tag: "final" for an annotation, "original" for a start mask that annotates nothing.
     """
@@ -81,6 +82,7 @@ class Submission:
     ticket: str | None
     params: Mapping[str, Any]
     tag: str = "final"
+    content: bytes | None = None
 
 
 class Loop:
@@ -192,9 +194,7 @@ class Loop:
         """Mark those rounds done that have nothing pending; the numbers that became so."""
         done = []
         for number in sorted(set(numbers)):
-            pending = sa.exists().where(round_items.c.round == number, round_items.c.state == "pending")
-            finish = rounds.update().where(rounds.c.id == number, rounds.c.state == "open", ~pending)
-            if connection.execute(finish.values(state="done", closed_at=self.clock())).rowcount:
+            if connection.execute(statements.FINISH_ROUND, {"round": number, "now": self.clock()}).rowcount:
                 done.append(number)
                 events.log(connection, self.clock(), "round_done", round=number)
         return done
@@ -288,22 +288,16 @@ class Loop:
             return given
 
     def _open_tickets(self, connection: Connection, annotator: str) -> list[RowMapping]:
-        query = (
-            sa.select(tickets)
-            .where(tickets.c.state == "open", tickets.c.annotator == annotator)
-            .order_by(tickets.c.opened_at)
-        )
-        return list(connection.execute(query).mappings())
+        return list(connection.execute(statements.TICKETS_OF_ANNOTATOR, {"annotator": annotator}).mappings())
 
     def _expire(self, connection: Connection) -> None:
-        over = sa.select(tickets).where(tickets.c.state == "open", tickets.c.expires_at <= self.clock())
-        for row in connection.execute(over).mappings().all():
+        for row in connection.execute(statements.TICKETS_OVER, {"now": self.clock()}).mappings().all():
             self._close(connection, row, "expired", "the lease ran out")
 
     def _close(self, connection: Connection, ticket: RowMapping, state: str, reason: str | None) -> None:
-        connection.execute(leases.delete().where(leases.c.ticket == ticket["id"]))
-        values = {"state": state, "closed_at": self.clock(), "reason": reason}
-        connection.execute(tickets.update().where(tickets.c.id == ticket["id"]).values(values))
+        connection.execute(statements.END_LEASES, {"ticket": ticket["id"]})
+        values = {"new_state": state, "now": self.clock(), "because": reason}
+        connection.execute(statements.CLOSE_TICKET, {"ticket": ticket["id"], **values})
         events.log(
             connection,
             self.clock(),
@@ -315,21 +309,14 @@ class Loop:
 
     def _renew(self, connection: Connection, ticket: RowMapping) -> Ticket:
         expires = self.clock() + 60 * self.config.lease_minutes
-        connection.execute(tickets.update().where(tickets.c.id == ticket["id"]).values(expires_at=expires))
+        connection.execute(statements.RENEW_TICKET, {"ticket": ticket["id"], "until": expires})
         return self._ticket(connection, dict(ticket) | {"expires_at": expires})
 
     def _round_to_serve(self, connection: Connection, strategy: str) -> int | None:
-        own = (
-            sa.select(rounds.c.id, rounds.c.state)
-            .where(rounds.c.strategy == strategy)
-            .order_by(rounds.c.id.desc())
-            .limit(1)
-        )
-        row = connection.execute(own).one_or_none()
+        row = connection.execute(statements.NEWEST_ROUND, {"strategy": strategy}).one_or_none()
         if row is not None:
             return int(row.id) if row.state == "open" else None
-        other = sa.select(rounds.c.id).where(rounds.c.state == "open").order_by(rounds.c.id.desc()).limit(1)
-        found = connection.execute(other).scalar_one_or_none()
+        found = connection.execute(statements.NEWEST_OPEN_ROUND).scalar_one_or_none()
         return None if found is None else int(found)
 
     def _lease(
@@ -338,46 +325,31 @@ class Loop:
         image_id = self._best_image(connection, number, avoid)
         if image_id is None:
             return None
-        free = self._free(number).where(round_items.c.image_id == image_id).limit(self.config.slices_per_ticket)
-        items = [_item_json(row) for row in connection.execute(free).mappings()]
+        wanted = {"round": number, "image": image_id, "most": self.config.slices_per_ticket}
+        items = [_item_json(row) for row in connection.execute(statements.FREE_ITEMS_OF_IMAGE, wanted).mappings()]
         now = self.clock()
         row = {
             "id": uuid.uuid4().hex, "round": number, "image_id": image_id, "annotator": annotator, "items": items,
             "state": "open", "opened_at": now, "expires_at": now + 60 * self.config.lease_minutes,
         }  # fmt: skip
-        connection.execute(tickets.insert().values(row))
+        connection.execute(statements.OPEN_TICKET, row)
         connection.execute(
-            leases.insert(),
+            statements.LEASE,
             [{"image_id": image_id, "slice": _key(item["slice"]), "ticket": row["id"]} for item in items],
         )
         events.log(connection, now, "ticket_opened", ticket=row["id"], image=image_id, annotator=annotator)
         return self._ticket(connection, row)
 
-    def _free(self, number: int) -> sa.Select[Any]:
-        """Pending items of a round that nobody holds, best first."""
-        taken = sa.exists().where(leases.c.image_id == round_items.c.image_id, leases.c.slice == round_items.c.slice)
-        return (
-            sa.select(round_items)
-            .where(round_items.c.round == number, round_items.c.state == "pending", ~taken)
-            .order_by(round_items.c.rank)
-        )
-
     def _best_image(self, connection: Connection, number: int, avoid: set[tuple[str, int | None]]) -> str | None:
         """The image of the best free item; images nobody works on first, then items just given back last."""
-        busy = sa.exists().where(leases.c.image_id == round_items.c.image_id)
-        usable = sa.exists().where(images.c.id == round_items.c.image_id, ~images.c.missing, images.c.error.is_(None))
-        best = self._free(number).where(usable).order_by(None).order_by(busy, round_items.c.rank)
-        rows = connection.execute(best.limit(len(avoid) + 1)).mappings().all()
+        wanted = {"round": number, "most": len(avoid) + 1}
+        rows = connection.execute(statements.FREE_ITEMS, wanted).mappings().all()
         fresh = [row for row in rows if (row["image_id"], _index(row["slice"])) not in avoid]
         return next((str(row["image_id"]) for row in [*fresh, *rows]), None)
 
     def _ticket(self, connection: Connection, row: RowMapping | dict[str, Any]) -> Ticket:
-        image = connection.execute(
-            sa.select(images.c.patient, images.c.axis, images.c.n_slices).where(images.c.id == row["image_id"])
-        ).one()
-        by = connection.execute(
-            sa.select(rounds.c.strategy, rounds.c.selected_by).where(rounds.c.id == row["round"])
-        ).one()
+        image = connection.execute(statements.IMAGE_OF_TICKET, {"image": row["image_id"]}).one()
+        by = connection.execute(statements.ROUND_OF_TICKET, {"round": row["round"]}).one()
         return Ticket(
             id=row["id"], round=row["round"], strategy=by.strategy, selected_by=by.selected_by, image_id=row["image_id"],
             patient=image.patient, axis=image.axis, n_slices=image.n_slices, annotator=row["annotator"],
@@ -394,7 +366,7 @@ class Loop:
             return self._ticket(connection, self._ticket_row(connection, ticket_id))
 
     def _ticket_row(self, connection: Connection, ticket_id: str) -> RowMapping:
-        row = connection.execute(sa.select(tickets).where(tickets.c.id == ticket_id)).mappings().one_or_none()
+        row = connection.execute(statements.TICKET, {"ticket": ticket_id}).mappings().one_or_none()
         if row is None:
             raise NotFound(f"There is no ticket {ticket_id[:100]!r}.")
         return row
@@ -450,12 +422,7 @@ class Loop:
 
     def _answer(self, connection: Connection, image_id: str, keys: Sequence[int], state: str) -> None:
         """Items of open rounds that are answered now; rounds with nothing left become done."""
-        where = (
-            (round_items.c.image_id == image_id) & round_items.c.slice.in_(keys) & (round_items.c.state == "pending")
-        )
-        touched = connection.execute(
-            round_items.update().where(where).values(state=state).returning(round_items.c.round)
-        )
+        touched = connection.execute(statements.ANSWER, {"image": image_id, "slices": list(keys), "new_state": state})
         self._close_finished(connection, touched.scalars().all())
 
     # --- labels
@@ -484,12 +451,8 @@ class Loop:
                         f"Ticket {ticket_id} asks for image {named['image_id']!r}, the label is for {image_id!r}."
                     )
                 return self._ticket(connection, named).slices, ticket_id
-            mine = sa.select(tickets).where(
-                tickets.c.image_id == image_id,
-                tickets.c.annotator == annotator,
-                tickets.c.state.in_(("open", "expired")),
-            )
-            found = connection.execute(mine.order_by(tickets.c.opened_at)).mappings().all()
+            there = connection.execute(statements.TICKETS_OF_IMAGE, {"image": image_id}).mappings()
+            found = [row for row in there if row["annotator"] == annotator]
             still_open = [row for row in found if row["state"] == "open"]
             if found:
                 row = still_open[0] if still_open else found[-1]
@@ -511,8 +474,9 @@ class Loop:
                 "digest": submission.digest, "file": submission.file, "slices": list(submission.slices),
                 "ticket": submission.ticket, "params": dict(submission.params),
             }  # fmt: skip
-            insert = submissions.insert().values(record).returning(submissions.c.id)
-            number = int(connection.execute(insert).scalar_one())
+            number = int(connection.execute(statements.SUBMIT, record).scalar_one())
+            if submission.content is not None:
+                connection.execute(statements.SUBMIT_CONTENT, {"submission": number, "content": submission.content})
             self._mark_labeled(connection, image_id, submission.slices, number)
             if submission.tag == "final":
                 self._end_leases(connection, image_id, submission)
@@ -524,24 +488,20 @@ class Loop:
 
     def _mark_labeled(self, connection: Connection, image_id: str, slices: Sequence[int], number: int) -> None:
         if slices:
-            connection.execute(labels.delete().where(labels.c.image_id == image_id, labels.c.slice.in_(slices)))
+            connection.execute(statements.UNLABEL, {"image": image_id, "slices": list(slices)})
             rows = [{"image_id": image_id, "slice": index, "submission": number} for index in slices]
-            connection.execute(labels.insert(), rows)
-        count = sa.select(sa.func.count()).where(labels.c.image_id == image_id).scalar_subquery()
-        update = images.update().where(images.c.id == image_id).values(n_labeled=count, submission=number)
-        row = connection.execute(update.returning(images.c.n_labeled, images.c.n_slices)).one()
+            connection.execute(statements.LABEL, rows)
+        row = connection.execute(statements.COUNT_LABELS, {"image": image_id, "number": number}).one()
         if slices:
             whole = [WHOLE] if row.n_labeled >= row.n_slices else []
             self._answer(connection, image_id, [*slices, *whole], "labeled")
 
     def _end_leases(self, connection: Connection, image_id: str, submission: Submission) -> None:
         """Close the answered ticket, late or not, and every other on this image whose items are all labelled now."""
-        states = ("open", "expired")
-        held = sa.select(tickets).where(tickets.c.image_id == image_id, tickets.c.state.in_(states))
-        rows = connection.execute(held).mappings().all()
+        rows = connection.execute(statements.TICKETS_OF_IMAGE, {"image": image_id}).mappings().all()
         if not rows:
             return
-        done = set(connection.execute(sa.select(labels.c.slice).where(labels.c.image_id == image_id)).scalars())
+        done = set(connection.execute(statements.LABELS_OF_IMAGE, {"image": image_id}).scalars())
         for row in rows:
             is_open = row["state"] == "open"
             if row["id"] == submission.ticket or (is_open and set(self._ticket(connection, row).slices) <= done):
@@ -550,14 +510,30 @@ class Loop:
     def submissions(self, image_id: str) -> list[dict[str, Any]]:
         """Everything that was ever sent for an image, oldest first."""
         with self.store.read() as connection:
-            query = sa.select(submissions).where(submissions.c.image_id == image_id).order_by(submissions.c.id)
-            return [dict(row) for row in connection.execute(query).mappings()]
+            found = connection.execute(statements.SUBMISSIONS_OF_IMAGE, {"image": image_id})
+            return [dict(row) for row in found.mappings()]
+
+    def unfiled(self, most: int) -> list[tuple[int, str, bytes]]:
+        """(submission, its file, what belongs into it) of the oldest submissions that have no file yet."""
+        with self.store.read() as connection:
+            return [(row.id, row.file, row.content) for row in connection.execute(statements.UNFILED, {"most": most})]
+
+    def content(self, submission: int) -> bytes | None:
+        """What was sent, while it has no file; None when its file is there."""
+        query = sa.select(unfiled.c.content).where(unfiled.c.submission == submission)
+        with self.store.read() as connection:
+            found: bytes | None = connection.execute(query).scalar_one_or_none()
+        return found
+
+    def filed(self, submissions: Sequence[int]) -> None:
+        """Those submissions have a durable file now."""
+        with self.store.write() as connection:
+            connection.execute(unfiled.delete().where(unfiled.c.submission.in_(submissions)))
 
     def labeled_slices(self, image_id: str) -> dict[int, int]:
         """{slice: the submission that counts for it}."""
         with self.store.read() as connection:
-            query = sa.select(labels.c.slice, labels.c.submission).where(labels.c.image_id == image_id)
-            return dict(connection.execute(query).all())
+            return dict(connection.execute(statements.LABELS_OF_IMAGE, {"image": image_id}).all())
 
     def composed(self, held: Mapping[str, int]) -> None:
         """The composite mask of each image on disk holds everything up to a submission, durably."""

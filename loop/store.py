@@ -51,6 +51,13 @@ submissions = sa.Table(
     sa.Column("ticket", sa.Text),
     sa.Column("params", sa.JSON, nullable=False),
 )
+# What was sent and has no file yet: committed with its record, so that a save waits for one sync and not for three.
+unfiled = sa.Table(
+    "unfiled",
+    metadata,
+    sa.Column("submission", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("content", sa.LargeBinary, nullable=False),
+)
 labels = sa.Table(
     "labels",
     metadata,

@@ -1,5 +1,6 @@
 """The one deterministic preprocessing: the same for training, validation, inference and sweep, and its way back."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,6 @@ IGNORED = 255
 """Target value of voxels that nobody annotated, and of padding: losses and metrics do not see them."""
 
 _CLIP_PERCENT = (0.5, 99.5)
-_PERCENTILE_SAMPLE = 200_000
-"""Percentiles of a huge volume are taken from about this many evenly spaced voxels."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +56,27 @@ def prepare(spec: ModelSpec, array: npt.NDArray[Any], spacing: tuple[float, ...]
 
 def normalised(array: npt.NDArray[Any]) -> Tensor:
     """Voxels clipped to the 0.5 and 99.5 percentile, then mean 0 and standard deviation 1 over the volume."""
-    voxels = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-    if not torch.isfinite(voxels).all():
+    voxels = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
+    if array.dtype.kind == "f" and not torch.isfinite(voxels).all():
         raise BadInput("The image has voxels that are NaN or infinite.")
-    flat = voxels.flatten()
-    sample = flat[:: max(1, flat.numel() // _PERCENTILE_SAMPLE)].numpy()
-    low, high = (float(value) for value in np.percentile(sample, _CLIP_PERCENT))
-    clipped = voxels.clamp(low, high) if high > low else voxels
-    return (clipped - clipped.mean()) / clipped.std(correction=0).clamp_min(1e-6)
+    low, high = _percentiles(array)
+    if high > low:
+        voxels.clamp_(low, high)
+    voxels.sub_(voxels.mean())
+    # Of mean 0 already, which the norm needs and `std` would work out again.
+    spread = torch.linalg.vector_norm(voxels) / math.sqrt(voxels.numel())
+    return voxels.div_(spread.clamp_min(1e-6))
+
+
+def _percentiles(array: npt.NDArray[Any]) -> list[float]:
+    """Those of _CLIP_PERCENT, interpolated; voxels are partitioned in their own type, several times faster than as floats."""
+    places = [percent / 100 * (array.size - 1) for percent in _CLIP_PERCENT]
+    wanted = sorted({bound for place in places for bound in (math.floor(place), math.ceil(place))})
+    values = np.partition(array.ravel(order="K"), wanted)
+    return [
+        float(values[math.floor(place)]) * (1 - place % 1) + float(values[math.ceil(place)]) * (place % 1)
+        for place in places
+    ]
 
 
 def as_items(spec: ModelSpec, volume: Tensor, axis: int) -> Tensor:

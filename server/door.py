@@ -104,7 +104,8 @@ def received(file: UploadFile, suffix: str) -> Iterator[Path]:
             shutil.copyfileobj(file.file, out, 1 << 20)
         yield target
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        target.unlink(missing_ok=True)
+        folder.rmdir()
 
 
 async def told(request: Request, error: Exception) -> JSONResponse:

@@ -80,6 +80,9 @@ def test_twelve_kills_under_four_writers(demo: Path, serve: Callable[..., Any]) 
     stop.set()
     for writer in writers:
         writer.join(60)
+    # Once more, with the last labels in the store and not in their files yet.
+    server.kill()
+    server.start()
     check(server, [entry for writer in writers for entry in writer.acknowledged])
 
 

@@ -136,7 +136,7 @@ def test_probabilities_equal_a_plain_computation(tmp_path: Path, name: str, unit
     found = views.collect(range(len(study.pool)))
     assert sorted(found) == list(range(len(study.pool)))
     for row, probs in found.items():
-        torch.testing.assert_close(probs, plain(study, segmenter, row), atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(probs, plain(study, segmenter, row), atol=1e-4, rtol=1e-3)
         assert probs.std() > 0.01
     assert sum(views.done_rows) == len(study.pool)
     assert views.unreadable_images == []

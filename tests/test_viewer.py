@@ -172,6 +172,7 @@ def test_a_second_visit_does_not_lose_the_first(demo: Path, tmp_path: Path, serv
     with server.client() as http:
         facts = http.get("/al/items/patient001").json()
     assert len(facts["submissions"]) == 2
+    server.stop()
     kept = sorted((server.images / ".nextslice" / "submissions").rglob("*.nii.gz"))
     assert len(kept) == 2, "every submission is kept as it was sent"
 
