@@ -72,4 +72,5 @@ def _draw(nearest: FloatArray, left: np.ndarray, count: int, rng: np.random.Gene
         return np.flatnonzero(left)[rng.integers(left.sum(), size=count)]
     # "right" passes over rows of no weight; the last row of any weight holds for a product that was rounded up.
     places = np.searchsorted(total, rng.random(count) * total[-1], side="right")
-    return np.minimum(places, np.searchsorted(total, total[-1:]))
+    drawn: IntArray = np.minimum(places, np.searchsorted(total, total[-1:]))
+    return drawn

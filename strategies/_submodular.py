@@ -105,35 +105,28 @@ def _greedy(kernel: FloatArray, k: int, eta: float, level: float, rule: str) -> 
 
 
 @compiled
-def _gain(kernel: Any, row: Any, covered: Any) -> Any:
-    """What a row adds to the covered sum, in float64."""
-    total = 0.0
-    for query in range(kernel.shape[1]):
-        total += max(np.float64(kernel[row, query]) - np.float64(covered[query]), 0.0)
-    return total
-
-
-@compiled
 def _lazy_greedy(kernel: Any, eta: Any, covered: Any, rows: Any, gains: Any) -> None:
     """Fill rows (k,) and gains (k,); `covered` (m,) ends as the maximum over the picks.
 
-    A gain never grows, so an old one bounds it: only rows whose bound is highest are evaluated anew.
+    A gain never grows, so an old one bounds it: only the row whose bound is highest is evaluated anew.
     """
-    relevance, bounds = np.empty(len(kernel)), np.empty(len(kernel))
-    for row in range(len(kernel)):
-        most = covered[0]
-        for query in range(kernel.shape[1]):
-            most = max(most, kernel[row, query])
-        relevance[row] = eta * most
-        bounds[row] = _gain(kernel, row, covered) + relevance[row]
-    heap = [(-bounds[row], row) for row in range(len(kernel))]
-    heapq.heapify(heap)
-    evaluated = np.zeros(len(kernel), np.int64)
+    relevance = np.empty(len(kernel))
+    heap = [(-np.inf, row) for row in range(len(kernel))]
+    evaluated = np.full(len(kernel), -1)
     for pick in range(len(rows)):
         # Ties: the heap puts the lowest row first, and a bound that equals a gain is evaluated before it is passed over.
         while evaluated[heap[0][1]] < pick:
             row = heap[0][1]
-            heapq.heapreplace(heap, (-(_gain(kernel, row, covered) + relevance[row]), row))
+            if evaluated[row] < 0:
+                most = covered[0]
+                for query in range(kernel.shape[1]):
+                    most = max(most, kernel[row, query])
+                relevance[row] = eta * most
+            # The only place that sums a gain: sums made in two ways could differ in the last bit, and break a bound.
+            total = 0.0
+            for query in range(kernel.shape[1]):
+                total += max(np.float64(kernel[row, query]) - np.float64(covered[query]), 0.0)
+            heapq.heapreplace(heap, (-(total + relevance[row]), row))
             evaluated[row] = pick
         gain, row = heapq.heappop(heap)
         rows[pick], gains[pick] = row, -gain
