@@ -1,4 +1,4 @@
-"""Speed in one run: serving beside stock MONAI Label, a million slices, and the sweep beside its forward passes.
+"""Speed in one run: serving beside stock MONAI Label, a million slices, the sweep beside its forward passes, selection.
 
 `python -m bench.speed` prints tables with ratios. Ratios within one run are what to compare: milliseconds belong to the
 machine, and to what else it does.
@@ -16,7 +16,7 @@ import torch
 import typer
 from tqdm import tqdm
 
-from bench import million, serving, sweep_speed
+from bench import million, selection_speed, serving, sweep_speed
 from bench.live import Effort, one_core
 
 _TURNS = "; blocks of requests to each server in turns; median (min-max)."
@@ -29,6 +29,7 @@ class Part(StrEnum):
     serving = "serving"
     million = "million"
     sweep = "sweep"
+    selection = "selection"
 
 
 def main(
@@ -43,6 +44,7 @@ def main(
         Part.serving: _serving,
         Part.million: _million,
         Part.sweep: _sweep,
+        Part.selection: _selection,
     }
     for part in [only] if only else list(parts):
         with tempfile.TemporaryDirectory(prefix="nextslice-speed-") as folder:
@@ -76,6 +78,12 @@ def _sweep(data: Path, folder: Path, quick: bool) -> str:
         f"{sweep_speed.report(found)}\n\nConditions: {where}, one thread, so that nothing overlaps: reading ahead on another "
         "core only lowers the ratio.\nThe three in turns; median (min-max) of the ratios."
     )
+
+
+def _selection(data: Path, folder: Path, quick: bool) -> str:
+    with one_core() as where:
+        found = selection_speed.report(quick=quick)
+    return f"{found}\n\nConditions: {where}, one thread; float32, 50 Gaussian clusters; in turns, median (min-max)."
 
 
 def _machine() -> str:

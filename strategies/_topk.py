@@ -22,6 +22,7 @@ def top_k(scores: FloatArray, k: int, rng: np.random.Generator) -> npt.NDArray[n
         raise ValueError(
             f"Scores must be finite, got {scores[~np.isfinite(scores)][0]} at index {np.flatnonzero(~np.isfinite(scores))[0]}."
         )
-    # Shuffling first makes the stable sort break ties at random.
-    order = rng.permutation(len(scores))
-    return order[np.argsort(-scores[order], kind="stable")[:k]]
+    # Only what reaches the k-th place is sorted; shuffling it first makes the stable sort break ties at random.
+    reach = np.flatnonzero(scores >= np.partition(scores, len(scores) - k)[len(scores) - k])
+    rng.shuffle(reach)
+    return reach[np.argsort(-scores[reach], kind="stable")[:k]]

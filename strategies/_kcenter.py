@@ -1,0 +1,60 @@
+"""k-centre greedy: the row furthest from everything labelled, again and again."""
+
+import numpy as np
+import numpy.typing as npt
+
+from loop.signals import FloatArray
+from strategies._compiled import IntArray
+from strategies._distance import candidates_of, lower_to, rows_of
+
+
+def k_center_greedy(
+    features: FloatArray,
+    k: int,
+    *,
+    labeled: npt.NDArray[np.bool_],
+    rng: np.random.Generator,
+    candidates: IntArray | None = None,
+) -> tuple[IntArray, FloatArray]:
+    """Cover the rows by k more centres: each pick is the candidate furthest (Euclidean) from the labelled and the picked.
+
+    Equal distances go to the lowest row. No row is picked twice, even when all that are left lie on a centre. One read of
+    the features a pick, and one a labelled row.
+
+    Args:
+        features: (N, D) finite.
+        k: 1 <= k <= number of candidates.
+        labeled: (N,) the centres to begin with. When there is none, the first pick is a random candidate.
+        candidates: (M,) rows that may be picked; all that are not labelled by default. Only they are to be covered.
+
+    Returns:
+        rows (k,) and the distance (k,) of each to its nearest centre when it was picked. Distances never grow. A random
+        first row, which has no centre, gets the distance of the candidate furthest from it.
+
+    Raises:
+        ValueError: features that are not finite, or k, labels or candidates out of range.
+
+    Source: Sener & Savarese 2018, algorithm 1.
+    """
+    features = rows_of(features, "k-centre greedy")
+    if labeled.shape != (len(features),) or labeled.dtype != np.bool_:
+        raise ValueError(
+            f"k-centre greedy needs a mask ({len(features)},) of the labelled, got {labeled.dtype} {labeled.shape}."
+        )
+    rows = candidates_of(candidates, ~labeled, k, "k-centre greedy")
+    nearest = np.full(len(rows), np.inf, features.dtype)
+    picked, distances = np.empty(k, np.int64), np.empty(k)
+    if labeled.any():
+        lower_to(features, rows, features[labeled], nearest)
+        place = int(np.argmax(nearest))
+    else:
+        place = int(rng.integers(len(rows)))
+    for pick in range(k):
+        picked[pick], distances[pick] = rows[place], nearest[place]
+        lower_to(features, rows, features[rows[place : place + 1]], nearest)
+        if pick == 0 and not labeled.any():
+            distances[0] = nearest.max()
+        # Below every distance, and it stays there.
+        nearest[place] = -1
+        place = int(np.argmax(nearest))
+    return picked, np.sqrt(distances)
