@@ -255,7 +255,7 @@ def _dropout(networks: Networks, inputs: Inputs, view: Dropout) -> Passes:
             repeat(network, modules, run, view.passes, take)
         else:
             # Each window has a prefix of its own: kept for all of them it would not fit into memory.
-            with torch.inference_mode():
+            with torch.no_grad():
                 for _ in range(view.passes):
                     take(run())
     return stream.passes()
