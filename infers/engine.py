@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datastore.volume_io import Volume, read_volume
+from infers.views import Inputs, look, probabilities, volume_of_slices
 from loop.errors import BadInput
 from loop.pool import Pool
 from loop.signals import Batch
+from loop.views import View
 from models.preprocess import Prepared, prepare, restore
 from models.spec import ModelSpec
 from models.weights import load_into
-from models.windows import logits
 
 _PREFETCH = 2
 """Images read ahead while the network runs; more only costs memory."""
@@ -48,6 +49,11 @@ class Segmenter:
     Args:
         weights: None leaves the network as `seed` initialised it.
         batch: most items in one forward pass.
+        members: weights of the networks of an ensemble, which vote when a sweep asks for `Ensemble`.
+        seed: of the initialisation, and of the random numbers of dropout and augmentation.
+
+    Raises:
+        BadInput: weights are of another network.
     """
 
     def __init__(
@@ -57,19 +63,23 @@ class Segmenter:
         *,
         device: torch.device,
         batch: int = 64,
+        members: Sequence[Mapping[str, Tensor]] = (),
         seed: int = 0,
     ) -> None:
-        self.spec, self.device, self.batch = spec, device, batch
-        network = spec.network(seed)
+        self.spec, self.device, self.batch, self.seed = spec, device, batch, seed
+        self.network = self._network(weights)
+        self.members: Sequence[nn.Module] = [self._network(member) for member in members]
+
+    def _network(self, weights: Mapping[str, Tensor] | None) -> nn.Module:
+        network = self.spec.network(self.seed)
         if weights is not None:
-            load_into(network, weights, spec.name)
-        self.network = network.to(device).eval()
+            load_into(network, weights, self.spec.name)
+        return network.to(self.device).eval()
 
     def probabilities(self, data: Tensor) -> Tensor:
         """(B, 1, *padded) -> softmax (B, C, *padded) float32 on the device."""
-        with torch.inference_mode(), torch.autocast(self.device.type, enabled=self.device.type == "cuda"):
-            data = data.to(self.device, non_blocking=True)
-            return torch.softmax(logits(self.spec, self.network, data).float(), dim=1)
+        with torch.inference_mode():
+            return probabilities(self, self.network, data.to(self.device, non_blocking=True))
 
     def predict(self, volume: Volume, axis: int) -> npt.NDArray[np.uint8]:
         """The mask (I, J, K): the likeliest class of each voxel."""
@@ -97,6 +107,7 @@ class Source:
 class _Items:
     """One image's share of a batch: which of its items, on which input."""
 
+    image_id: str
     prepared: Prepared
     positions: Sequence[int]
 
@@ -131,7 +142,7 @@ class PoolViews:
                 size = self.segmenter.batch if self._per_slice else len(group)
                 for start in range(0, len(group), size):
                     part = group[start : start + size]
-                    yield Batch(part, _Items(prepared, self.pool.position[part].tolist()))
+                    yield Batch(part, self._items(part, prepared))
             self._done(len(group))
 
     @property
@@ -150,34 +161,39 @@ class PoolViews:
             self._unreadable(source.image_id, str(error))
             return None
 
-    def compute(self, batch: Batch, views: frozenset[str]) -> Mapping[str, Tensor]:
-        """The asked views; "probs" is softmax (B, C, *S) on the image's own grid."""
-        strange = views - {"probs"}
-        if strange:
-            raise ValueError(f"This engine has no view {sorted(strange)}; it has probs.")
+    def _items(self, rows: npt.NDArray[np.int64], prepared: Prepared) -> _Items:
+        source = self.sources[int(self.pool.volume[rows[0]])]
+        return _Items(source.image_id, prepared, self.pool.position[rows].tolist())
+
+    def compute(self, batch: Batch, views: frozenset[View]) -> Mapping[View, Any]:
+        """The asked views, of which `loop.views` says what they hold; maps of probabilities lie on the image's own grid.
+
+        Raises:
+            BadInput: the model lacks the layer that a view is about, or the ensemble a member.
+        """
         items = batch.data
         assert isinstance(items, _Items)
-        return {"probs": self._probs(items)}
-
-    def _probs(self, items: _Items) -> Tensor:
-        """Slices of a 2-D model: (B, C, H, W). Else of the whole image, cut into what the pool's items are."""
         prepared, positions = items.prepared, items.positions
         if self._per_slice:
             first, last = positions[0], positions[-1]
             whole_run = positions == list(range(first, last + 1))
-            data = prepared.data[first : last + 1] if whole_run else prepared.data[positions]
-            return restore(prepared, self.segmenter.probabilities(data))
-        size = self.segmenter.batch
-        parts = [
-            restore(prepared, self.segmenter.probabilities(prepared.data[start : start + size]))
-            for start in range(0, len(prepared.data), size)
-        ]
-        probs = torch.cat(parts)
-        if self.segmenter.spec.spatial_dims == 2:
-            return probs.movedim(0, -1)[None]  # every slice's pixels are the volume's pixels: (1, C, H, W, n)
-        if positions[0] < 0:
-            return probs
-        return probs[0].movedim(1 + prepared.axis, 0)[positions]
+            return self._look(items, prepared.data[first : last + 1] if whole_run else prepared.data[positions], views)
+        if self.segmenter.spec.spatial_dims == 3:
+            return self._look(items, prepared.data, views, slices=None if positions[0] < 0 else positions)
+        parts = prepared.data.split(self.segmenter.batch)
+        return volume_of_slices([self._look(items, part, views, at) for at, part in enumerate(parts)])
+
+    def _look(
+        self,
+        items: _Items,
+        data: Tensor,
+        views: frozenset[View],
+        part: int = 0,
+        slices: Sequence[int] | None = None,
+    ) -> dict[View, Any]:
+        data = data.to(self.segmenter.device, non_blocking=True)
+        name = f"{items.image_id}/{items.positions}/{part}"
+        return look(self.segmenter, Inputs(items.prepared, data, name, slices), views)
 
 
 def _ahead(read: Callable[[Any], Any], keys: Sequence[Any]) -> Iterator[tuple[Any, Any]]:

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from loop.rounds import Loop, Swept
 from loop.signal_cache import Keys, SignalCache
 from loop.signals import FloatArray, Signal, sweep
 from loop.store import Store
+from loop.views import Ensemble
 from models.weights import WeightsFolder
 from trainers import engine
 
@@ -200,7 +201,11 @@ def sweep_and_plan(worker: Worker) -> dict[str, Any]:
 
 
 class SweepSource:
-    """Signals of a pool by the current model: from the cache where known, swept where not."""
+    """Signals of a pool by the current model: from the cache where known, swept where not.
+
+    The members of an ensemble are the weights that are in use and the newest published before, up to the number asked for.
+    Where fewer were published yet, those there are vote; a single one agrees with itself.
+    """
 
     def __init__(self, worker: Worker, digest: str | None) -> None:
         self.worker, self.digest = worker, digest
@@ -231,8 +236,16 @@ class SweepSource:
     ) -> None:
         worker, config = self.worker, self.worker.config
         assert self.digest is not None
+        members = self._members(
+            max((need.view.members for need in needs if isinstance(need.view, Ensemble)), default=0)
+        )
         segmenter = Segmenter(
-            worker.spec, worker.weights.load(self.digest), device=pick_device(config.device), batch=config.sweep_batch
+            worker.spec,
+            worker.weights.load(self.digest),
+            device=pick_device(config.device),
+            batch=config.sweep_batch,
+            members=[worker.weights.load(digest) for digest in members],
+            seed=config.seed,
         )
         sources = [
             Source(image_id, worker.workplace.root / located[image_id]["path"], located[image_id]["axis"])
@@ -250,9 +263,22 @@ class SweepSource:
                 worker.report(fraction=done / len(rows), items=done, of=len(rows), eta=eta)
 
             views = PoolViews(segmenter, pool, sources, unreadable=worker.unreadable, done=finished)
-            sweep(views, needs, rows, chunks.add)
+            sweep(views, [_with_at_most(len(members), need) for need in needs], rows, chunks.add)
             chunks.flush()
         self.cache.keep_only([card["digest"] for card in worker.weights.cards()][-_MODELS_WITH_CACHED_SIGNALS:])
+
+    def _members(self, count: int) -> list[str]:
+        """Digests of at most `count` weights of the configured classes, those in use first, then the newest."""
+        assert self.digest is not None
+        fitting = [
+            card["digest"]
+            for card in reversed(self.worker.weights.cards())
+            if card.get("labels") == list(self.worker.spec.labels) and card["digest"] != self.digest
+        ]
+        members = [self.digest, *fitting][:count]
+        if len(members) < count:
+            self.worker.warn(f"An ensemble of {count} is asked for; {len(members)} published weights vote.")
+        return members
 
     def _keep(self, needs: tuple[Signal, ...], keys: Keys, rows: IntArray, values: Mapping[str, FloatArray]) -> None:
         assert self.digest is not None
@@ -261,6 +287,13 @@ class SweepSource:
             if len(bad):
                 raise ValueError(f"Signal {need.name!r} is not finite for {keys.pool.items[int(rows[bad[0]])]}.")
             self.cache.append(need, self.digest, keys, rows, values[need.name])
+
+
+def _with_at_most(members: int, need: Signal) -> Signal:
+    """The signal of a smaller ensemble, where the asked one is not there yet."""
+    if isinstance(need.view, Ensemble) and need.view.members > members:
+        return replace(need, view=Ensemble(members))
+    return need
 
 
 class _Chunks:

@@ -21,7 +21,11 @@ class ModelSpec:
         spacing: voxel size in mm that inputs are resampled to along the model's axes; () keeps the image's own.
         patch: training patch in voxels; () lets the cases decide.
         largest_patch: bound, along each axis, of the patch that the cases decide.
-        feature_layer: name of the bottleneck module.
+        feature_layer: name of the bottleneck module; its output, (B, d, *S'), describes an item.
+        head_layer: name of the final 1x1 convolution, from d penultimate channels to the classes; "" where there is none.
+        bottleneck_conv: name of the bottleneck's last convolution; "" where there is none.
+        decoder_convs: names of the decoder's convolutions, without upsampling and head, in the order of the forward pass.
+        dropout_layers: names of the dropout modules that MC dropout draws from; () means every one in the network.
     """
 
     name: str
@@ -31,6 +35,10 @@ class ModelSpec:
     divisor: int
     largest_patch: int
     feature_layer: str
+    head_layer: str = ""
+    bottleneck_conv: str = ""
+    decoder_convs: tuple[str, ...] = ()
+    dropout_layers: tuple[str, ...] = ()
     spacing: tuple[float, ...] = ()
     patch: tuple[int, ...] = ()
 

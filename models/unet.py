@@ -1,4 +1,4 @@
-"""MONAI's residual U-Net for slices and for volumes."""
+"""Residual U-Nets for slices and for volumes."""
 
 from functools import partial
 
@@ -12,20 +12,16 @@ _DROPOUT = 0.1
 
 def _build(channels_out: int, *, spatial_dims: int) -> nn.Module:
     # Imported here because `import monai` takes seconds that a command line or a test of the loop need not pay.
-    from monai.networks.nets import UNet
+    from models.residual_unet import ResidualUNet
 
-    network: nn.Module = UNet(
-        spatial_dims=spatial_dims,
-        in_channels=1,
-        out_channels=channels_out,
+    return ResidualUNet(
+        spatial_dims,
+        channels_out,
         channels=_CHANNELS,
-        strides=(2,) * (len(_CHANNELS) - 1),
-        num_res_units=2,
         # Batches of volumes are too small for batch statistics; batches of slices learn faster with them.
         norm="BATCH" if spatial_dims == 2 else ("INSTANCE", {"affine": True}),
         dropout=_DROPOUT,
     )
-    return network
 
 
 def _spec(
@@ -43,7 +39,10 @@ def _spec(
         build=partial(_build, spatial_dims=spatial_dims),
         divisor=2 ** (len(_CHANNELS) - 1),
         largest_patch=largest_patch,
-        feature_layer="model.1.submodule.1.submodule.1.submodule",
+        feature_layer="bottleneck",
+        head_layer="head",
+        bottleneck_conv="bottleneck.0.conv.unit1.conv",
+        decoder_convs=tuple(f"decoder.{level}.0.conv.unit0.conv" for level in range(len(_CHANNELS) - 1)),
         spacing=spacing,
         patch=patch,
     )

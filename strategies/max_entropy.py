@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from loop.views import entropy_map
 from strategies._pixel_uncertainty import PixelUncertainty
-from strategies._signals import entropy_map
 
 
 @dataclass(frozen=True)

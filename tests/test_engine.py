@@ -19,12 +19,13 @@ from infers.engine import PoolViews, Segmenter, Source, pick_device
 from loop.errors import BadInput
 from loop.pool import WHOLE, ItemTable, Pool
 from loop.signals import sweep
+from loop.views import Probs
 from models import ModelSpec
 from strategies.max_entropy import MaxEntropy
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")
-PROBS = frozenset({"probs"})
+PROBS = frozenset({Probs()})
 SHAPES = ((9, 17, 6), (12, 8, 11), (5, 10, 7))
 
 
@@ -76,7 +77,7 @@ class Views(PoolViews):
         """{row: probabilities (C, *S)}."""
         found: dict[int, Tensor] = {}
         for batch in self.batches(np.array(rows, np.int64)):
-            probs = self.compute(batch, PROBS)["probs"]
+            probs = self.compute(batch, PROBS)[Probs()]
             assert len(probs) == len(batch.rows)
             assert not set(batch.rows.tolist()) & set(found)
             found.update(zip(batch.rows.tolist(), probs, strict=True))
@@ -242,13 +243,6 @@ def test_batches_of_slices_are_bounded_and_stay_within_an_image(tmp_path: Path) 
     batches = [batch.rows for batch in study.views(segmenter_of("unet2d")).batches(np.arange(len(study.pool)))]
     assert [len(rows) for rows in batches] == [4, 2, 4, 4, 3, 4, 3]
     assert all(len(set(study.pool.volume[rows])) == 1 for rows in batches)
-
-
-def test_a_view_that_the_engine_does_not_have_is_refused(tmp_path: Path) -> None:
-    study = make_study(tmp_path, 2, "slice", SHAPES[:1])
-    views = study.views(segmenter_of("unet2d"))
-    with pytest.raises(ValueError, match=r"no view \['features'\]"):
-        views.compute(next(iter(views.batches(np.array([0])))), frozenset({"probs", "features"}))
 
 
 # --- prediction

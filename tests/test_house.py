@@ -14,6 +14,7 @@ MONAILABEL_ALLOWED = {
 # Module (or package) -> what it must not import, directly or through others of ours.
 FORBIDDEN = {
     "loop.pool": {"strategies", "models", "infers", "trainers", "datastore", "server", "bench"},
+    "loop.views": {"strategies", "models", "infers", "trainers", "datastore", "server", "bench"},
     "loop.signals": {"strategies", "models", "infers", "trainers", "datastore", "server", "bench"},
     "loop.store": {"strategies", "models", "infers", "trainers", "datastore", "server", "bench"},
     "strategies": {

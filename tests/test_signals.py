@@ -11,33 +11,34 @@ from torch import Tensor
 from loop.pool import WHOLE, ItemTable, Pool
 from loop.signal_cache import Keys, SignalCache
 from loop.signals import Batch, Signal, sweep
+from loop.views import Features, Probs, View
 
 
 class CountingViews:
     """Batches of two rows; the views of a row are made of its number."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[tuple[int, ...], frozenset[str]]] = []
+        self.asked: list[tuple[tuple[int, ...], frozenset[View]]] = []
 
     def batches(self, rows: np.ndarray) -> Iterator[Batch]:
         for start in range(0, len(rows), 2):
             yield Batch(rows[start : start + 2], None)
 
-    def compute(self, batch: Batch, views: frozenset[str]) -> Mapping[str, Tensor]:
+    def compute(self, batch: Batch, views: frozenset[View]) -> Mapping[View, Tensor]:
         self.asked.append((tuple(batch.rows.tolist()), views))
         values = torch.from_numpy(batch.rows).double()
-        return {view: values[:, None] * (10 if view == "features" else 1) for view in views}
+        return {view: values[:, None] * (10 if view == Features() else 1) for view in views}
 
 
 SIGNALS = (
-    Signal("plain", "probs", lambda view: view[:, 0]),
-    Signal("negative", "probs", lambda view: -view[:, 0]),
-    Signal("vector", "features", lambda view: view.expand(-1, 3)),
+    Signal("plain", Probs(), lambda view: view[:, 0]),
+    Signal("negative", Probs(), lambda view: -view[:, 0]),
+    Signal("vector", Features(), lambda view: view.expand(-1, 3)),
 )
 
 
-@pytest.mark.parametrize(("count", "views"), [(3, {"probs", "features"}), (2, {"probs"})])
-def test_a_sweep_computes_each_view_once_a_batch_and_no_other(count: int, views: set[str]) -> None:
+@pytest.mark.parametrize(("count", "views"), [(3, {Probs(), Features()}), (2, {Probs()})])
+def test_a_sweep_computes_each_view_once_a_batch_and_no_other(count: int, views: set[View]) -> None:
     counting, rows = CountingViews(), np.array([4, 1, 7])
     emitted: list[tuple[np.ndarray, Mapping[str, np.ndarray]]] = []
     sweep(counting, SIGNALS[:count], rows, lambda at, values: emitted.append((at, values)))
@@ -57,14 +58,14 @@ def test_a_sweep_of_nothing_emits_nothing() -> None:
 
 @pytest.mark.parametrize("reduce", [lambda view: view.sum(), lambda view: view.flatten()[:1], lambda view: view.T])
 def test_a_reduction_must_give_one_value_an_item(reduce: object) -> None:
-    signal = Signal("wrong", "probs", reduce)  # type: ignore[arg-type]
+    signal = Signal("wrong", Probs(), reduce)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"'wrong' must give one value an item, \(2, ...\)"):
         sweep(CountingViews(), [signal], np.array([1, 2]), lambda at, values: None)
 
 
 # --- the cache
 
-ENTROPY = Signal("entropy", "probs", lambda view: view)
+ENTROPY = Signal("entropy", Probs(), lambda view: view)
 
 
 def make_keys(images: Mapping[str, int], *, whole: bool = False) -> Keys:
@@ -99,7 +100,7 @@ def test_what_was_kept_is_found(cache: SignalCache, rows: list[int], values: np.
 
 
 def test_another_signal_version_or_model_has_its_own_values(cache: SignalCache) -> None:
-    newer, other = Signal("entropy", "probs", ENTROPY.reduce, version=2), Signal("margin", "probs", ENTROPY.reduce)
+    newer, other = Signal("entropy", Probs(), ENTROPY.reduce, version=2), Signal("margin", Probs(), ENTROPY.reduce)
     asked = [(ENTROPY, "d1"), (ENTROPY, "d2"), (newer, "d1"), (other, "d1")]
     for number, (signal, digest) in enumerate(asked):
         assert cache.load(signal, digest, KEYS) is None

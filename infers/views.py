@@ -1,0 +1,332 @@
+"""Every view of some inputs of one image, each computed once, on the device."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from infers.augmented import Rotation, angles
+from infers.dropout import PassStream, active_dropout, dropout_modules, repeat
+from infers.gradients import item_gradients
+from loop.errors import BadInput
+from loop.views import (
+    Augmentations,
+    Augmented,
+    Dropout,
+    Ensemble,
+    Features,
+    Gradients,
+    Head,
+    HeadView,
+    Passes,
+    Probs,
+    View,
+    Votes,
+)
+from models.preprocess import Prepared, restore
+from models.spec import ModelSpec
+from models.windows import fits, logits, through_windows, windows
+
+
+class Networks(Protocol):
+    """What looks: a network in prediction mode, and the members of an ensemble."""
+
+    spec: ModelSpec
+    network: nn.Module
+    members: Sequence[nn.Module]
+    device: torch.device
+    seed: int
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Some inputs of one image.
+
+    Attributes:
+        data: (n, 1, *padded) of prepared.data, on the device.
+        name: says which inputs these are; their random numbers follow from it and from the seed.
+        slices: of a 3-D model's volume, the slices that are the items; None where the inputs are the items.
+    """
+
+    prepared: Prepared
+    data: Tensor
+    name: str
+    slices: Sequence[int] | None = None
+
+    @property
+    def network_slices(self) -> list[int] | None:
+        """The slices' places on the network's grid: nearest where the image was resampled."""
+        if self.slices is None:
+            return None
+        native, size = (grid[self.prepared.axis] for grid in (self.prepared.native, self.prepared.resampled))
+        return [int((position + 0.5) * size / native) for position in self.slices]
+
+    def cut(self, maps: Tensor) -> Tensor:
+        """Maps on the network's grid without the padding."""
+        return maps[(..., *(slice(0, size) for size in self.prepared.resampled))]
+
+
+def look(networks: Networks, inputs: Inputs, views: frozenset[View]) -> dict[View, Any]:
+    """The views of the items; probabilities, features and the head share one forward pass.
+
+    Raises:
+        BadInput: the model lacks the layer that a view is about, or the ensemble a member.
+    """
+    shared = views & {Probs(), Features(), Head()}
+    found: dict[View, Any] = _look_once(networks, inputs, shared) if shared else {}
+    for view in views - shared:
+        match view:
+            case Dropout():
+                found[view] = _on_items(inputs, _dropout(networks, inputs, view))
+            case Augmented():
+                found[view] = _on_items(inputs, _augmented(networks, inputs, view))
+            case Ensemble():
+                found[view] = _on_items(inputs, _votes(networks, inputs, view))
+            case Gradients():
+                found[view] = _gradients(networks, inputs, view)
+    return found
+
+
+def volume_of_slices(parts: Sequence[dict[View, Any]]) -> dict[View, Any]:
+    """A volume's views from those of its slices: all slices' pixels are its pixels, its vectors are the slices' mean."""
+
+    def joined(view: View) -> Any:
+        values = [part[view] for part in parts]
+        if isinstance(view, Features | Gradients):
+            return torch.cat(values).mean(0, keepdim=True)
+        return _each(lambda *maps: torch.cat(maps).movedim(0, -1)[None], *values)
+
+    return {view: joined(view) for view in parts[0]}
+
+
+def _each(change: Callable[..., Tensor], *values: Any) -> Any:
+    """`change` of the tensor, or of each field."""
+    if isinstance(values[0], Tensor):
+        return change(*values)
+    return type(values[0])(
+        **{field.name: change(*(getattr(value, field.name) for value in values)) for field in fields(values[0])}
+    )
+
+
+def _on_items(inputs: Inputs, value: Any, slices: Sequence[int] | None = None) -> Any:
+    """Maps of a volume, cut into its slices where those are the items."""
+    at = inputs.slices if slices is None else slices
+    if at is None:
+        return value
+    return _each(lambda maps: maps[0].movedim(maps.ndim - 4 + inputs.prepared.axis, 0)[list(at)], value)
+
+
+@contextmanager
+def _autocast(device: torch.device) -> Iterator[None]:
+    with torch.autocast(device.type, enabled=device.type == "cuda"):
+        yield
+
+
+def probabilities(networks: Networks, network: nn.Module, data: Tensor) -> Tensor:
+    """(n, 1, *padded) -> softmax (n, C, *padded) float32."""
+    with _autocast(networks.device):
+        found = logits(networks.spec, network, data)
+    return torch.softmax(found.float(), dim=1)
+
+
+# --- one forward pass
+
+
+def _look_once(networks: Networks, inputs: Inputs, views: frozenset[View]) -> dict[View, Any]:
+    spec, network = networks.spec, networks.network
+    whole = fits(spec, tuple(inputs.data.shape[2:]))
+    seen: dict[str, Tensor] = {}
+
+    def run(data: Tensor) -> Any:
+        out = network(data).float()
+        return (out, seen["z"].float()) if Head() in views else out
+
+    with torch.inference_mode(), _autocast(networks.device), ExitStack() as hooks:
+        if Head() in views:
+            hooks.enter_context(_seen_before(_layer(spec, network, "head_layer"), seen, "z"))
+        if Features() in views:
+            hooks.enter_context(_seen_after(_layer(spec, network, "feature_layer"), seen, "features"))
+        found: dict[View, Any] = {}
+        if whole or views != {Features()}:
+            out = through_windows(spec, run, inputs.data)
+            maps, z = out if isinstance(out, tuple) else (out, None)
+            probs = torch.softmax(maps, dim=1)
+            if Probs() in views:
+                found[Probs()] = _on_items(inputs, restore(inputs.prepared, probs))
+            if z is not None:
+                head = HeadView(inputs.cut(z), inputs.cut(probs))
+                found[Head()] = _on_items(inputs, head, inputs.network_slices)
+        if Features() in views:
+            found[Features()] = _features(networks, inputs, seen, whole)
+    return found
+
+
+def _layer(spec: ModelSpec, network: nn.Module, which: str) -> nn.Module:
+    name = getattr(spec, which)
+    if not name:
+        raise BadInput(f"The model {spec.name!r} does not say what its {which} is.")
+    return network.get_submodule(name)
+
+
+def _seen_before(layer: nn.Module, seen: dict[str, Tensor], key: str) -> Any:
+    return layer.register_forward_pre_hook(lambda layer, args: seen.update({key: args[0]}))
+
+
+def _seen_after(layer: nn.Module, seen: dict[str, Tensor], key: str) -> Any:
+    return layer.register_forward_hook(lambda layer, args, out: seen.update({key: out}))
+
+
+def _features(networks: Networks, inputs: Inputs, seen: dict[str, Tensor], whole: bool) -> Tensor:
+    """(B, d); the bottleneck's output is in `seen` already if the input went through whole."""
+
+    def of_window(window: tuple[slice, ...], slices: Sequence[int] | None) -> Tensor:
+        if not whole:
+            networks.network(inputs.data[(..., *window)])
+        maps = seen["features"].float()
+        if slices is None:
+            return maps.flatten(2).mean(2)
+        axis = inputs.prepared.axis
+        by_place = maps[0].movedim(1 + axis, 0).flatten(2).mean(2)
+        length = window[axis].stop - window[axis].start
+        return by_place[[int((at + 0.5) * len(by_place) / length) for at in slices]]
+
+    return _mean_over_windows(networks, inputs, of_window)
+
+
+def _mean_over_windows(
+    networks: Networks, inputs: Inputs, of_window: Callable[[tuple[slice, ...], Sequence[int] | None], Tensor]
+) -> Tensor:
+    """(B, D) mean of an item's vectors over the windows that it reaches into: one window if the input is small.
+
+    Args:
+        of_window: called with the window and the places in it of the slices that it holds, or None if the inputs are the
+            items; gives a vector for each.
+    """
+    axis, slices = inputs.prepared.axis, inputs.network_slices
+    n = len(inputs.data) if slices is None else len(slices)
+    total, count = torch.zeros(n, 0), torch.zeros(n, 1, device=networks.device)
+    for window in windows(networks.spec, tuple(inputs.data.shape[2:])):
+        rows, places = list(range(n)), None
+        if slices is not None:
+            start, stop = window[axis].start, window[axis].stop
+            rows = [row for row, at in enumerate(slices) if start <= at < stop]
+            places = [slices[row] - start for row in rows]
+        if rows:
+            values, index = of_window(window, places), torch.tensor(rows, device=networks.device)
+            total = total if total.shape[1] else values.new_zeros(n, values.shape[1])
+            total.index_add_(0, index, values)
+            count.index_add_(0, index, torch.ones(len(rows), 1, device=networks.device))
+    return total / count
+
+
+# --- many forward passes
+
+
+@contextmanager
+def _seeded(networks: Networks, name: str) -> Iterator[None]:
+    """torch's generators follow from the seed and the name, and are left as they were."""
+    with torch.random.fork_rng(devices=[networks.device] if networks.device.type == "cuda" else []):
+        torch.manual_seed(_seed(networks.seed, name))
+        yield
+
+
+def _seed(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7])
+
+
+def _dropout(networks: Networks, inputs: Inputs, view: Dropout) -> Passes:
+    spec, network = networks.spec, networks.network
+    modules = dropout_modules(spec, network)
+    stream = PassStream()
+
+    def run() -> Tensor:
+        return probabilities(networks, network, inputs.data)
+
+    def take(probs: Tensor) -> None:
+        stream.add(restore(inputs.prepared, probs))
+
+    with _seeded(networks, inputs.name), active_dropout(modules, view.rate):
+        if fits(spec, tuple(inputs.data.shape[2:])):
+            repeat(network, modules, run, view.passes, take)
+        else:
+            # Each window has a prefix of its own: kept for all of them it would not fit into memory.
+            with torch.no_grad():
+                for _ in range(view.passes):
+                    take(run())
+    return stream.passes()
+
+
+def _augmented(networks: Networks, inputs: Inputs, view: Augmented) -> Augmentations:
+    """The views are turned within the grid without padding, which is then padded as the item itself is."""
+    prepared, axis = inputs.prepared, inputs.prepared.axis
+    item = inputs.cut(inputs.data)
+    padding = [
+        amount
+        for have, want in zip(reversed(item.shape[2:]), reversed(inputs.data.shape[2:]), strict=True)
+        for amount in (0, want - have)
+    ]
+
+    def turn(rotation: Rotation, maps: Tensor) -> Tensor:
+        if maps.ndim == 4:
+            return rotation(maps)
+        return rotation(maps.movedim(2 + axis, 2)).movedim(2, 2 + axis)
+
+    size = item.shape[2:] if item.ndim == 4 else torch.Size(n for at, n in enumerate(item.shape[2:]) if at != axis)
+    stream, inside = PassStream(), torch.ones(tuple(size), dtype=torch.bool, device=networks.device)
+    with torch.inference_mode(), _seeded(networks, inputs.name):
+        for number, angle in enumerate(angles(view.count, view.rotation_degrees, networks.seed)):
+            if number == 0:
+                stream.add(restore(prepared, probabilities(networks, networks.network, inputs.data)))
+                continue
+            there, back = (Rotation(size[0], size[1], turned, networks.device) for turned in (angle, -angle))
+            noisy = turn(there, item) + view.noise * torch.randn_like(item)
+            probs = probabilities(networks, networks.network, functional.pad(noisy, padding))
+            stream.add(restore(prepared, turn(back, inputs.cut(probs))))
+            inside &= back.inside
+        share = inside if item.ndim == 4 else inside.unsqueeze(axis).expand(item.shape[2:])
+        # Resampled pixels that touch one outside are outside.
+        valid = restore(prepared, share[None, None].float())[:, 0] > 1 - 1e-4
+        passes = stream.passes()
+        return Augmentations(passes.mean, passes.expected_entropy, valid.expand(passes.expected_entropy.shape))
+
+
+def _votes(networks: Networks, inputs: Inputs, view: Ensemble) -> Votes:
+    if len(networks.members) < view.members:
+        raise BadInput(f"An ensemble of {view.members} is asked for, but only {len(networks.members)} are there.")
+    total = votes = torch.zeros(())
+    with torch.inference_mode():
+        for member in networks.members[: view.members]:
+            probs = restore(inputs.prepared, probabilities(networks, member, inputs.data))
+            vote = torch.zeros_like(probs).scatter_(1, probs.argmax(1, keepdim=True), 1)
+            total, votes = (probs, vote) if total.ndim == 0 else (total + probs, votes + vote)
+        return Votes(total / view.members, votes.amax(1) / view.members)
+
+
+# --- gradients
+
+
+def _gradients(networks: Networks, inputs: Inputs, view: Gradients) -> Tensor:
+    """(B, D), without autocast; a window's padding has no part in its score."""
+    axis = inputs.prepared.axis
+
+    def of_window(window: tuple[slice, ...], slices: Sequence[int] | None) -> Tensor:
+        real = [slice(0, size - part.start) for size, part in zip(inputs.prepared.resampled, window, strict=True)]
+
+        def scores(maps: Tensor) -> list[Tensor]:
+            maps = maps[(..., *real)]
+            return [_score(maps)] if slices is None else [_score(maps.select(2 + axis, at)) for at in slices]
+
+        return item_gradients(networks.spec, networks.network, inputs.data[(..., *window)], scores, view)
+
+    return _mean_over_windows(networks, inputs, of_window)
+
+
+def _score(maps: Tensor) -> Tensor:
+    """(n,) mean_S log p(yhat) of logits (n, C, *S)."""
+    best = maps.detach().argmax(1, keepdim=True)
+    return torch.log_softmax(maps, dim=1).gather(1, best).flatten(1).mean(1)
