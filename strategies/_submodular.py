@@ -52,15 +52,15 @@ def facility_location_mutual_information(
         raise ValueError(f"{rule} needs the backend to be exact or submodlib, got {backend!r}.")
     if backend == "exact":
         return _greedy(kernel, k, eta, float(kernel.min()) if signed else 0.0, rule)
-    if signed or not 1 <= k < len(kernel) or largest > np.finfo(np.float32).max:
+    if signed or not 1 <= k < len(kernel) or largest > float(np.finfo(np.float32).max):
         raise ValueError(
             f"submodlib needs an unsigned float32 kernel and k between 1 and n - 1 ({len(kernel) - 1}), "
             f"got signed={signed}, a magnitude of {largest:.3g} and k={k}."
         )
     if kernel.size * _SUBMODLIB_BYTES > memory_limit:
         raise ValueError(
-            f"submodlib would need {kernel.size * _SUBMODLIB_BYTES / 1e9:.1f} GB for a kernel of {kernel.shape}, "
-            f"and the limit is {memory_limit / 1e9:.1f} GB; the exact backend needs none."
+            f"submodlib would need {kernel.size * _SUBMODLIB_BYTES / 1e9:.3g} GB for a kernel of {kernel.shape}, "
+            f"and the limit is {memory_limit / 1e9:.3g} GB; the exact backend needs none."
         )
     return _by_submodlib(np.maximum(kernel, 0), k, eta)
 
@@ -69,7 +69,8 @@ def maximum_cover(features: FloatArray, k: int, *, candidates: IntArray | None =
     """Greedily pick k rows that cover all rows: argmax_j sum_{i in U} max(cos(i, j), best_i), best_i = max of the picks.
 
     No similarity is clipped: with nothing picked, eq. (10) leaves sum_i cos(i, j), negative ones included. Equal gains go
-    to the lowest row. Needs a (M, N) kernel.
+    to the lowest row, but two that are each other's best cover gain the same sum in another order, and rounding decides.
+    Needs a (M, N) kernel.
 
     Args:
         features: (N, D) finite, all rows to be covered.
