@@ -1,4 +1,4 @@
-"""Speed in one run: serving beside stock MONAI Label, a million slices, and the sweep beside its forward passes.
+"""Speed in one run: serving beside stock MONAI Label, a million slices, the sweep and the signals beside plain ways.
 
 `python -m bench.speed` prints tables with ratios. Ratios within one run are what to compare: milliseconds belong to the
 machine, and to what else it does.
@@ -16,7 +16,7 @@ import torch
 import typer
 from tqdm import tqdm
 
-from bench import million, serving, sweep_speed
+from bench import million, serving, signal_speed, sweep_speed
 from bench.live import Effort, one_core
 
 _TURNS = "; blocks of requests to each server in turns; median (min-max)."
@@ -29,6 +29,7 @@ class Part(StrEnum):
     serving = "serving"
     million = "million"
     sweep = "sweep"
+    signals = "signals"
 
 
 def main(
@@ -43,6 +44,7 @@ def main(
         Part.serving: _serving,
         Part.million: _million,
         Part.sweep: _sweep,
+        Part.signals: _signals,
     }
     for part in [only] if only else list(parts):
         with tempfile.TemporaryDirectory(prefix="nextslice-speed-") as folder:
@@ -75,6 +77,16 @@ def _sweep(data: Path, folder: Path, quick: bool) -> str:
     return (
         f"{sweep_speed.report(found)}\n\nConditions: {where}, one thread, so that nothing overlaps: reading ahead on another "
         "core only lowers the ratio.\nThe three in turns; median (min-max) of the ratios."
+    )
+
+
+def _signals(data: Path, folder: Path, quick: bool) -> str:
+    slices, repeats = (64, 2) if quick else (256, 5)
+    with one_core() as where, sweep_speed.one_thread():
+        found = signal_speed.compare(sweep_speed.datasets(data, folder, quick=quick)[0], slices, repeats)
+    return (
+        f"{signal_speed.report(found)}\n\nConditions: {where}, one thread; the same inputs for all, equal results checked.\n"
+        "The ways of each thing in turns; median (min-max) of the ratios."
     )
 
 
