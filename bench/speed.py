@@ -1,4 +1,4 @@
-"""Speed in one run: serving beside stock MONAI Label, a million slices, the sweep beside its forward passes, selection.
+"""Speed in one run: serving beside stock, a million slices, and sweep, signals and selection beside plain ways.
 
 `python -m bench.speed` prints tables with ratios. Ratios within one run are what to compare: milliseconds belong to the
 machine, and to what else it does.
@@ -16,7 +16,7 @@ import torch
 import typer
 from tqdm import tqdm
 
-from bench import million, selection_speed, serving, sweep_speed
+from bench import million, selection_speed, serving, signal_speed, sweep_speed
 from bench.live import Effort, one_core
 
 _TURNS = "; blocks of requests to each server in turns; median (min-max)."
@@ -30,6 +30,7 @@ class Part(StrEnum):
     million = "million"
     sweep = "sweep"
     selection = "selection"
+    signals = "signals"
 
 
 def main(
@@ -45,6 +46,7 @@ def main(
         Part.million: _million,
         Part.sweep: _sweep,
         Part.selection: _selection,
+        Part.signals: _signals,
     }
     for part in [only] if only else list(parts):
         with tempfile.TemporaryDirectory(prefix="nextslice-speed-") as folder:
@@ -84,6 +86,16 @@ def _selection(data: Path, folder: Path, quick: bool) -> str:
     with one_core() as where:
         found = selection_speed.report(quick=quick)
     return f"{found}\n\nConditions: {where}, one thread; float32, 50 Gaussian clusters; in turns, median (min-max)."
+
+
+def _signals(data: Path, folder: Path, quick: bool) -> str:
+    slices, repeats = (64, 2) if quick else (256, 5)
+    with one_core() as where, sweep_speed.one_thread():
+        found = signal_speed.compare(sweep_speed.datasets(data, folder, quick=quick)[0], slices, repeats)
+    return (
+        f"{signal_speed.report(found)}\n\nConditions: {where}, one thread; the same inputs for all, equal results checked.\n"
+        "The ways of each thing in turns; median (min-max) of the ratios."
+    )
 
 
 def _machine() -> str:

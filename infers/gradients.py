@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from loop.errors import BadInput
 from loop.views import Gradients
 from models.spec import ModelSpec
 
 _NUMBERS_AT_ONCE = 2**25
-"""One convolution's inputs, unfolded, or its gradients are made for as many items as this bound holds, but for one."""
+"""Of one convolution, slopes are spread and gradients made for as many items as this bound holds, but for one."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,8 @@ def _picked(parts: Sequence[_Part], calls: Sequence[_Call], slopes: Sequence[Ten
                 raise RuntimeError("A convolution's input was changed in place: its weights' gradient is lost.")
             each = part.conv.weight[0].numel()
             filters = last + 1 if part.is_bias else last // each + 1
-            size = max(1, _NUMBERS_AT_ONCE // (each * max(filters, slope[0, 0].numel())))
+            inputs, points = call.input[0, 0].numel(), part.conv.weight[0, 0].numel()
+            size = max(1, _NUMBERS_AT_ONCE // (filters * points * max(inputs, part.conv.in_channels)))
             for start in range(0, n, size):
                 items = slice(start, start + size)
                 dy = slope[items, :filters]
@@ -162,15 +162,23 @@ def weight_gradients(conv: Any, data: Tensor, slope: Tensor) -> Tensor:
         data: (n, c, *S) what went in.
         slope: (n, filters, *S') the score's gradient with respect to what came out.
     """
-    padded = functional.pad(data, [pad for amount in reversed(conv.padding) for pad in (amount, amount)])
-    shifted = [
-        padded[(..., *map(_reached, at, conv.dilation, conv.stride, slope.shape[2:]))]
-        for at in product(*map(range, conv.kernel_size))
-    ]
-    unfolded = torch.stack(shifted, dim=2).flatten(3).flatten(1, 2)
-    return torch.bmm(slope.flatten(2), unfolded.transpose(1, 2)).flatten(1)
+    n, filters = slope.shape[:2]
+    # Not the input but the slope is spread over the kernel's points: it has fewer channels, the fewer the less is kept.
+    points = list(product(*map(range, conv.kernel_size)))
+    spread = slope.new_zeros(n, filters, len(points), *data.shape[2:])
+    for number, at in enumerate(points):
+        reach = list(map(_reach, at, conv.dilation, conv.stride, conv.padding, data.shape[2:], slope.shape[2:]))
+        spread[(slice(None), slice(None), number, *(inside for inside, _ in reach))] = slope[
+            (..., *(outside for _, outside in reach))
+        ]
+    found = torch.bmm(spread.flatten(3).flatten(1, 2), data.flatten(2).transpose(1, 2))
+    return found.unflatten(1, (filters, len(points))).transpose(2, 3).flatten(1)
 
 
-def _reached(at: int, dilation: int, stride: int, size: int) -> slice:
-    """Where the kernel's point `at` is, along one axis, for each of the outputs."""
-    return slice(at * dilation, at * dilation + stride * (size - 1) + 1, stride)
+def _reach(at: int, dilation: int, stride: int, padding: int, size: int, outputs: int) -> tuple[slice, slice]:
+    """Along one axis, the inputs that the kernel's point `at` meets, without the padding, and the outputs it meets them for."""
+    shift = at * dilation - padding
+    first, last = max(0, -(shift // stride)), min(outputs - 1, (size - 1 - shift) // stride)
+    if last < first:
+        return slice(0, 0), slice(0, 0)
+    return slice(first * stride + shift, last * stride + shift + 1, stride), slice(first, last + 1)

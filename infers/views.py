@@ -27,6 +27,7 @@ from loop.views import (
     Probs,
     View,
     Votes,
+    likeliest,
 )
 from models.preprocess import Prepared, restore
 from models.spec import ModelSpec
@@ -302,7 +303,7 @@ def _votes(networks: Networks, inputs: Inputs, view: Ensemble) -> Votes:
     with torch.inference_mode():
         for member in networks.members[: view.members]:
             probs = restore(inputs.prepared, probabilities(networks, member, inputs.data))
-            vote = torch.zeros_like(probs).scatter_(1, probs.argmax(1, keepdim=True), 1)
+            vote = torch.zeros_like(probs).scatter_(1, likeliest(probs)[1][:, None], 1)
             total, votes = (probs, vote) if total.ndim == 0 else (total + probs, votes + vote)
         return Votes(total / view.members, votes.amax(1) / view.members)
 
@@ -328,5 +329,4 @@ def _gradients(networks: Networks, inputs: Inputs, view: Gradients) -> Tensor:
 
 def _score(maps: Tensor) -> Tensor:
     """(n,) mean_S log p(yhat) of logits (n, C, *S)."""
-    best = maps.detach().argmax(1, keepdim=True)
-    return torch.log_softmax(maps, dim=1).gather(1, best).flatten(1).mean(1)
+    return likeliest(torch.log_softmax(maps, dim=1))[0].flatten(1).mean(1)

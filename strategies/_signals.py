@@ -26,6 +26,7 @@ from loop.views import (
     Probs,
     Votes,
     entropy_map,
+    likeliest,
 )
 
 AGGREGATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -205,7 +206,7 @@ def image_gradient(head: HeadView) -> Tensor:
     g_k = mean_S (p_k - 1[k = yhat]) z, class after class (ALGES paper, eq. 4).
     """
     residual = head.probs.flatten(2).clone()
-    best = residual.argmax(1, keepdim=True)
+    best = likeliest(residual)[1][:, None]
     residual.scatter_add_(1, best, torch.full_like(best, -1, dtype=residual.dtype))
     return torch.bmm(residual, head.z.flatten(2).transpose(1, 2)).flatten(1) / residual.shape[2]
 
@@ -220,9 +221,9 @@ def semantic_gradient(head: HeadView) -> Tensor:
     The norm of (p - e_yhat) z^T is sqrt(sum_c p_c^2 + 1 - 2 max p) * ||z||.
     """
     probs = head.probs.flatten(2)
-    highest, best = probs.max(1)
+    highest, best = likeliest(probs)
     error = (probs.square().sum(1) + 1 - 2 * highest).clamp_min(0).sqrt()
-    norms = error * head.z.flatten(2).norm(dim=1)
+    norms = error * head.z.flatten(2).square().sum(1).sqrt()
     return torch.zeros_like(probs[:, :, 0]).scatter_add_(1, best, norms)
 
 
