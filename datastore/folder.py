@@ -24,7 +24,7 @@ import numpy.typing as npt
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from sqlalchemy.engine import RowMapping
 
-from datastore.labels import read_label
+from datastore.labels import read_label, voxels_of
 from datastore.volume_io import SUFFIXES, Header, read_header, read_volume, suffix_of, write_volume
 from loop.catalogue import Found
 from loop.config import DATASET_FILE
@@ -258,7 +258,7 @@ class FolderDatastore(Datastore):
                 image_id,
                 Submission(
                     annotator=annotator, digest=digest, file=kept, slices=slices, ticket=ticket, params=params, tag=tag,
-                    content=content,
+                    voxels=voxels_of(mask, image["axis"], slices, len(self.loop.config.labels) + 1), content=content,
                 ),
             )  # fmt: skip
             self._compose(image, header, {number: mask})

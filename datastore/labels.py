@@ -96,3 +96,16 @@ def _numbering(info: Sequence[Mapping[str, Any]], present: Sequence[int]) -> dic
     if set(present) <= set(by_index):
         return by_index
     return {position: entry["name"] for position, entry in enumerate(info, 1)}
+
+
+def voxels_of(mask: npt.NDArray[np.uint8], axis: int, slices: Sequence[int], n_classes: int) -> list[list[int]]:
+    """Of each of the slices, the voxels of each class, background first."""
+    if not slices:
+        return []
+    taken = np.moveaxis(mask, axis, 0)[list(slices)].reshape(len(slices), -1)
+    # One count for all: each slice has its own range of numbers.
+    numbered = taken + n_classes * np.arange(len(slices))[:, None]
+    found: list[list[int]] = (
+        np.bincount(numbered.ravel(), minlength=len(slices) * n_classes).reshape(-1, n_classes).tolist()
+    )
+    return found

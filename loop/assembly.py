@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -143,6 +143,8 @@ def checked_config(studies: str, conf: Mapping[str, str]) -> AppConfig:
     if studies.startswith(("http://", "https://")):
         raise BadInput(f"studies must be a folder; DICOMweb archives are not supported yet, got {studies!r}.")
     config = AppConfig.from_conf(conf, studies, _STOCK_KEYS)
+    typed = {name: strategies.parse(name, texts) for name, texts in config.parameters.items()}
+    config = replace(config, parameters=typed)
     for name in (config.strategy, config.cold_start):
         if name not in strategies.names():
             raise unknown("strategy", name, strategies.names())

@@ -207,7 +207,10 @@ class Catalogue:
                 images.c.missing,
             )
             rows = connection.execute(sa.select(*columns).where(images.c.n_slices > 0).order_by(images.c.row)).all()
+            counted = connection.execute(sa.select(labels.c.voxels)).scalars().all()
             marked = [connection.execute(sa.select(t.c.image_id, t.c.slice)).all() for t in (labels, skips, leases)]
+        n_classes = len(self.config.labels) + 1
+        counted = [found for found in counted if found is not None and len(found) == n_classes]
         ids = [row.id for row in rows]
         whole = self.config.unit == "volume"
         lengths = np.ones(len(rows), np.int64) if whole else np.array([row.n_slices for row in rows], np.int64)
@@ -224,7 +227,8 @@ class Catalogue:
             _mark(labeled, at, marked[0])
         for pairs in marked[1:]:
             _mark(held, at, pairs)
-        return Pool(ItemTable(ids, volume, position), labeled, held, volume, patient[volume], position)
+        voxels = np.array(counted, np.int64).reshape(-1, n_classes).sum(axis=0)
+        return Pool(ItemTable(ids, volume, position), labeled, held, volume, patient[volume], position, voxels)
 
     def counts(self) -> dict[str, int]:
         """Images and slices: total, labelled, unreadable, skipped, leased."""

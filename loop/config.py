@@ -5,8 +5,9 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from loop.errors import BadInput
@@ -16,6 +17,8 @@ DATASET_FILE = "nextslice.json"
 
 _MOST_LABELS = 254
 """Masks are bytes, 0 is background, and 255 marks voxels that nobody annotated."""
+
+_NO_PARAMETERS: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
@@ -55,6 +58,10 @@ class AppConfig:
     rescan_seconds: float = setting(30.0, "look for new images at least this often, besides file events", low=1)
 
     strategy: str = setting("sb_max_entropy", "the default query strategy")
+    parameters: Mapping[str, Mapping[str, Any]] = setting(
+        _NO_PARAMETERS,
+        "set with one key each, STRATEGY.PARAMETER, such as bald.passes; `nextslice strategies` lists them",
+    )
     cold_start: str = setting("spread", "opens the rounds while there is no model; must need none")
     random_serves_default: bool = setting(
         False, "answer requests for `random` with the default strategy (OHIF always asks for `random`)"
@@ -112,6 +119,13 @@ class AppConfig:
         for key, text in conf.items():
             if key in ignore:
                 continue
+            strategy, dot, parameter = key.partition(".")
+            if dot:
+                values["parameters"] = values.get("parameters", {})
+                values["parameters"].setdefault(strategy, {})[parameter] = str(text)
+                continue
+            if key == "parameters":
+                raise BadInput("Parameters of strategies are set one by one: --conf STRATEGY.PARAMETER value.")
             if key not in known:
                 near = difflib.get_close_matches(key, known, 1)
                 hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -153,7 +167,7 @@ class AppConfig:
         return Path(self.state).resolve() if self.state else Path(studies).resolve() / ".nextslice"
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return {spec.name: getattr(self, spec.name) for spec in fields(self)} | {"parameters": dict(self.parameters)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:

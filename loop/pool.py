@@ -1,7 +1,7 @@
 """What can be asked for: the one index space that every array is aligned to."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import overload
 
@@ -63,6 +63,7 @@ class Pool:
         volume: (N,) number of the image the row belongs to.
         patient: (N,) number of the patient; two volumes of one patient share it.
         position: (N,) slice index along the slice axis, WHOLE for a whole volume.
+        voxels: (C,) annotated voxels of each class in all labels so far, background first; empty if nobody counted.
     """
 
     items: ItemTable
@@ -71,6 +72,7 @@ class Pool:
     volume: IntArray
     patient: IntArray
     position: IntArray
+    voxels: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __post_init__(self) -> None:
         for name in ("labeled", "held", "volume", "patient", "position"):
@@ -87,3 +89,13 @@ class Pool:
     def candidates(self) -> IntArray:
         """(M,) rows that may be asked for, ascending."""
         return np.flatnonzero(~(self.labeled | self.held))
+
+    @cached_property
+    def known(self) -> IntArray:
+        """(K,) rows that signals are computed for: candidates and labelled ones, ascending."""
+        return np.flatnonzero(self.labeled | ~self.held)
+
+    @cached_property
+    def candidates_among_known(self) -> IntArray:
+        """(M,) places of the candidates in `known`."""
+        return np.searchsorted(self.known, self.candidates)

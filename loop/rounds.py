@@ -16,19 +16,19 @@ from loop.config import AppConfig
 from loop.errors import Conflict, Gone, NotFound, unknown
 from loop.jobs import Jobs
 from loop.pool import WHOLE, BoolArray, Pool
-from loop.signals import FloatArray, Signal
+from loop.signals import FloatArray
 from loop.store import Store, images, labels, leases, meta, round_items, rounds, skips, tickets, unfiled
 
 
 @dataclass(frozen=True)
 class Swept:
-    """Signals of a pool, and the rows that could not be read and must not be asked for."""
+    """What was needed of a pool, by name, and the rows that could not be read and must not be asked for."""
 
     signals: Mapping[str, FloatArray]
     unreadable: BoolArray
 
 
-SignalSource = Callable[[Pool, tuple[Signal, ...]], Swept]
+SignalSource = Callable[[Pool, tuple[strategies.Need, ...]], Swept]
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ class Submission:
 
     Attributes:
         file: where it is kept, relative to the state folder.
+        voxels: of each of `slices`, the voxels of each class, background first; () if nobody counted.
         content: what is to be written there, kept in the store until it is; None if the file is there and durable.
         slices: the slices it answers for.
         tag: "final" for an annotation, "original" for a start mask that annotates nothing.
@@ -82,6 +83,7 @@ class Submission:
     ticket: str | None
     params: Mapping[str, Any]
     tag: str = "final"
+    voxels: Sequence[Sequence[int]] = ()
     content: bytes | None = None
 
 
@@ -113,7 +115,7 @@ class Loop:
         A strategy that needs a model while there is none is stood in for by the configured cold start.
 
         Args:
-            source: computes the signals a strategy needs for a pool.
+                source: computes what a strategy needs of a pool.
             model: digest of the weights that the signals are made with.
 
         Returns:
@@ -126,25 +128,34 @@ class Loop:
         pool = self.catalogue.build_pool()
         if not len(pool.candidates):
             return None
-        strategy, selected_by = strategies.get(name, parameters), name
+        strategy, selected_by = self.strategy(name, parameters), name
         if strategy.needs and model is None:
             strategy, selected_by = strategies.get(self.config.cold_start), self.config.cold_start
         budget = budget or self.config.budget
         round_no = self._next_round_no()
-        signals: Mapping[str, FloatArray] = {}
-        if strategy.needs:
-            swept = source(pool, strategy.needs)
-            signals, gone = swept.signals, swept.unreadable
+        signals: dict[str, FloatArray] = {}
+        draw = {"seed": self.config.seed, "round_no": round_no}
+        while wanted := strategy.wants(pool, signals, budget, **draw):
+            swept = source(pool, wanted)
+            signals, gone = signals | dict(swept.signals), swept.unreadable
             pool = replace(pool, held=pool.held | gone, labeled=pool.labeled & ~gone)
             if not len(pool.candidates):
                 return None
-        selection = strategy.ask(pool, signals, budget, seed=self.config.seed, round_no=round_no)
+        selection = strategy.ask(pool, signals, budget, **draw)
         header = {
             "strategy": name, "selected_by": selected_by, "parameters": dict(parameters or {}), "model": model,
             "unit": self.config.unit, "budget": budget, "candidates": len(pool.candidates), "seed": self.config.seed,
             "opened_at": self.clock(), "seconds": self.clock() - started, "state": "open",
         }  # fmt: skip
         return self._open(header, pool, selection)
+
+    def strategy(self, name: str, parameters: Mapping[str, Any] | None = None) -> strategies.Strategy:
+        """The strategy of that name, with its parameters of the configuration and then these.
+
+        Raises:
+            NotFound, BadInput: unknown strategy or parameter.
+        """
+        return strategies.get(name, {**self.config.parameters.get(name, {}), **(parameters or {})})
 
     def _next_round_no(self) -> int:
         with self.store.read() as connection:
@@ -477,7 +488,7 @@ class Loop:
             number = int(connection.execute(statements.SUBMIT, record).scalar_one())
             if submission.content is not None:
                 connection.execute(statements.SUBMIT_CONTENT, {"submission": number, "content": submission.content})
-            self._mark_labeled(connection, image_id, submission.slices, number)
+            self._mark_labeled(connection, image_id, submission, number)
             if submission.tag == "final":
                 self._end_leases(connection, image_id, submission)
             events.log(
@@ -486,10 +497,15 @@ class Loop:
             )  # fmt: skip
         return number
 
-    def _mark_labeled(self, connection: Connection, image_id: str, slices: Sequence[int], number: int) -> None:
+    def _mark_labeled(self, connection: Connection, image_id: str, submission: Submission, number: int) -> None:
+        slices = submission.slices
         if slices:
             connection.execute(statements.UNLABEL, {"image": image_id, "slices": list(slices)})
-            rows = [{"image_id": image_id, "slice": index, "submission": number} for index in slices]
+            counts: Sequence[Sequence[int] | None] = submission.voxels or [None] * len(slices)
+            rows = [
+                {"image_id": image_id, "slice": index, "submission": number, "voxels": voxels}
+                for index, voxels in zip(slices, counts, strict=True)
+            ]
             connection.execute(statements.LABEL, rows)
         row = connection.execute(statements.COUNT_LABELS, {"image": image_id, "number": number}).one()
         if slices:

@@ -64,6 +64,7 @@ labels = sa.Table(
     sa.Column("image_id", sa.Text, primary_key=True),
     sa.Column("slice", sa.Integer, primary_key=True),
     sa.Column("submission", sa.Integer, nullable=False, index=True),
+    sa.Column("voxels", sa.JSON),
 )
 skips = sa.Table(
     "skips",

@@ -5,7 +5,8 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from loop.errors import NextSliceError
 from loop.pool import IntArray, Pool
 from loop.rounds import Loop, Swept
 from loop.signal_cache import Keys, SignalCache
-from loop.signals import FloatArray, Signal, sweep
+from loop.signals import FloatArray, PoolMean, Signal, sweep, sweep_mean
 from loop.store import Store
 from loop.views import Ensemble
 from models.weights import WeightsFolder
@@ -187,7 +188,7 @@ def sweep_and_plan(worker: Worker) -> dict[str, Any]:
     names = list(request["strategies"])
     digest = worker.weights.current()
     source = SweepSource(worker, digest)
-    chosen = [strategies.get(name, request.get("parameters")) for name in names]
+    chosen = [worker.loop.strategy(name, request.get("parameters")) for name in names]
     needs = tuple({signal.name: signal for strategy in chosen for signal in strategy.needs}.values())
     if digest is not None and needs:
         source(worker.loop.catalogue.build_pool(), needs)
@@ -201,7 +202,7 @@ def sweep_and_plan(worker: Worker) -> dict[str, Any]:
 
 
 class SweepSource:
-    """Signals of a pool by the current model: from the cache where known, swept where not.
+    """What strategies need of a pool by the current model: signals from the cache where known, swept where not.
 
     The members of an ensemble are the weights that are in use and the newest published before, up to the number asked for.
     Where fewer were published yet, those there are vote; a single one agrees with itself.
@@ -211,9 +212,13 @@ class SweepSource:
         self.worker, self.digest = worker, digest
         self.cache = SignalCache(worker.workplace.state / "signals")
 
-    def __call__(self, pool: Pool, needs: tuple[Signal, ...]) -> Swept:
-        """The signals of all rows that can be asked for or are labelled; NaN for the others."""
-        assert self.digest is not None, "a strategy that needs a model is planned only when there is one"
+    def __call__(self, pool: Pool, needs: tuple[strategies.Need, ...]) -> Swept:
+        """The signals of all rows that can be asked for or are labelled, NaN for the others; means over the rows they name."""
+        swept = self._signals(pool, tuple(need for need in needs if isinstance(need, Signal)))
+        means = {need.name: self._mean(pool, need) for need in needs if isinstance(need, PoolMean)}
+        return Swept({**swept.signals, **means}, swept.unreadable)
+
+    def _signals(self, pool: Pool, needs: tuple[Signal, ...]) -> Swept:
         located = self.worker.loop.catalogue.located()
         spec = self.worker.spec
         names = [
@@ -221,72 +226,93 @@ class SweepSource:
             for image_id in pool.items.image_ids
         ]
         keys = Keys(names, pool)
-        known = {need.name: self.cache.load(need, self.digest, keys) for need in needs}
         used = ~pool.held | pool.labeled
-        missing = used & ~np.all([_known(value, len(pool)) for value in known.values()], axis=0)
-        if missing.any():
-            self._sweep(pool, needs, keys, np.flatnonzero(missing), located)
-            known = {need.name: self.cache.load(need, self.digest, keys) for need in needs}
-        unreadable = used & ~np.all([_known(value, len(pool)) for value in known.values()], axis=0)
+        found = {need.name: self._load(need, keys) for need in needs}
+        missing = {need: used & ~_known(found[need.name], len(pool)) for need in needs}
+        lacking = tuple(need for need in needs if missing[need].any())
+        if lacking:
+            rows = np.flatnonzero(np.any([missing[need] for need in lacking], axis=0))
+            self._sweep(pool, lacking, keys, rows)
+            found |= {need.name: self._load(need, keys) for need in lacking}
+        unreadable = used & ~np.all([np.ones(len(pool), bool), *(_known(v, len(pool)) for v in found.values())], axis=0)
         empty = np.full(len(pool), np.nan, np.float32)
-        return Swept({name: empty if value is None else value for name, value in known.items()}, unreadable)
+        return Swept({name: empty if value is None else value for name, value in found.items()}, unreadable)
 
-    def _sweep(
-        self, pool: Pool, needs: tuple[Signal, ...], keys: Keys, rows: IntArray, located: Mapping[str, Any]
-    ) -> None:
+    def _load(self, need: Signal, keys: Keys) -> FloatArray | None:
+        return self.cache.load(need, self._model, keys)
+
+    @property
+    def _model(self) -> str:
+        assert self.digest is not None, "a strategy that needs a model is planned only when there is one"
+        return self.digest
+
+    def _mean(self, pool: Pool, mean: PoolMean) -> FloatArray:
+        with self._progress(len(mean.rows)) as finished:
+            return sweep_mean(self._views(pool, self._segmenter(()), finished), mean)
+
+    def _segmenter(self, members: Sequence[str]) -> Segmenter:
         worker, config = self.worker, self.worker.config
-        assert self.digest is not None
-        members = self._members(
-            max((need.view.members for need in needs if isinstance(need.view, Ensemble)), default=0)
-        )
-        segmenter = Segmenter(
+        return Segmenter(
             worker.spec,
-            worker.weights.load(self.digest),
+            worker.weights.load(self._model),
             device=pick_device(config.device),
             batch=config.sweep_batch,
             members=[worker.weights.load(digest) for digest in members],
             seed=config.seed,
         )
+
+    def _views(self, pool: Pool, segmenter: Segmenter, finished: Callable[[int], None]) -> PoolViews:
+        located, root = self.worker.loop.catalogue.located(), self.worker.workplace.root
         sources = [
-            Source(image_id, worker.workplace.root / located[image_id]["path"], located[image_id]["axis"])
+            Source(image_id, root / located[image_id]["path"], located[image_id]["axis"])
             for image_id in pool.items.image_ids
         ]
+        return PoolViews(segmenter, pool, sources, unreadable=self.worker.unreadable, done=finished)
+
+    @contextmanager
+    def _progress(self, total: int) -> Iterator[Callable[[int], None]]:
+        """On a terminal and in the store: what is told of finished items."""
         began, done = time.monotonic(), 0
-        chunks = _Chunks(lambda at, values: self._keep(needs, keys, at, values))
-        with tqdm(total=len(rows), desc="sweep", unit="item", disable=None) as bar:
+        with tqdm(total=total, desc="sweep", unit="item", disable=None) as bar:
 
             def finished(count: int) -> None:
                 nonlocal done
                 done += count
                 bar.update(count)
-                eta = (time.monotonic() - began) * (len(rows) - done) / done
-                worker.report(fraction=done / len(rows), items=done, of=len(rows), eta=eta)
+                eta = (time.monotonic() - began) * (total - done) / done
+                self.worker.report(fraction=done / total, items=done, of=total, eta=eta)
 
-            views = PoolViews(segmenter, pool, sources, unreadable=worker.unreadable, done=finished)
+            yield finished
+
+    def _sweep(self, pool: Pool, needs: tuple[Signal, ...], keys: Keys, rows: IntArray) -> None:
+        members = self._members(
+            max((need.view.members for need in needs if isinstance(need.view, Ensemble)), default=0)
+        )
+        chunks = _Chunks(lambda at, values: self._keep(needs, keys, at, values))
+        with self._progress(len(rows)) as finished:
+            views = self._views(pool, self._segmenter(members), finished)
             sweep(views, [_with_at_most(len(members), need) for need in needs], rows, chunks.add)
             chunks.flush()
-        self.cache.keep_only([card["digest"] for card in worker.weights.cards()][-_MODELS_WITH_CACHED_SIGNALS:])
+        self.cache.keep_only([card["digest"] for card in self.worker.weights.cards()][-_MODELS_WITH_CACHED_SIGNALS:])
 
     def _members(self, count: int) -> list[str]:
         """Digests of at most `count` weights of the configured classes, those in use first, then the newest."""
-        assert self.digest is not None
         fitting = [
             card["digest"]
             for card in reversed(self.worker.weights.cards())
             if card.get("labels") == list(self.worker.spec.labels) and card["digest"] != self.digest
         ]
-        members = [self.digest, *fitting][:count]
+        members = [self._model, *fitting][:count]
         if len(members) < count:
             self.worker.warn(f"An ensemble of {count} is asked for; {len(members)} published weights vote.")
         return members
 
     def _keep(self, needs: tuple[Signal, ...], keys: Keys, rows: IntArray, values: Mapping[str, FloatArray]) -> None:
-        assert self.digest is not None
         for need in needs:
             bad = np.flatnonzero(~np.isfinite(values[need.name]).reshape(len(rows), -1).all(axis=1))
             if len(bad):
                 raise ValueError(f"Signal {need.name!r} is not finite for {keys.pool.items[int(rows[bad[0]])]}.")
-            self.cache.append(need, self.digest, keys, rows, values[need.name])
+            self.cache.append(need, self._model, keys, rows, values[need.name])
 
 
 def _with_at_most(members: int, need: Signal) -> Signal:

@@ -9,10 +9,13 @@ import numpy as np
 import numpy.typing as npt
 
 from loop.pool import Pool
-from loop.signals import FloatArray, Signal
+from loop.signals import FloatArray, PoolMean, Signal
 from strategies._topk import top_k
 
 Signals = Mapping[str, FloatArray]
+"""By the name of what was needed: (N,) or (N, D) for a Signal, (D,) for a PoolMean."""
+
+Need = Signal | PoolMean
 
 
 @dataclass(frozen=True)
@@ -55,15 +58,47 @@ class Strategy(ABC):
     """What it wants, in one short plain sentence that an annotator can read."""
     source: ClassVar[str] = ""
     """Paper and equation."""
+    selection_cost: ClassVar[str] = "a sort"
+    """What choosing costs once the signals are there."""
+    further_cost: ClassVar[tuple[str, ...]] = ()
+    """What `needs_next` adds to the sweep."""
 
     @property
     def needs(self) -> tuple[Signal, ...]:
         """The signals `select` reads; empty for a strategy that needs no model."""
         return ()
 
+    def needs_next(self, pool: Pool, signals: Signals, k: int, rng: np.random.Generator) -> tuple[Need, ...]:
+        """What `select` needs besides, now that `signals` are there: asked again with every answer, until it is nothing.
+
+        For a strategy that chooses what it looks at by what it saw. The generator starts as it does in `select`, so that the
+        same draws can be made again.
+        """
+        return ()
+
     @abstractmethod
     def select(self, pool: Pool, signals: Signals, k: int, rng: np.random.Generator) -> Selection:
-        """Choose exactly k of pool.candidates, 1 <= k <= M. `signals` has an (N,) or (N, D) array for each of `needs`."""
+        """Choose exactly k of pool.candidates, 1 <= k <= M.
+
+        `signals` has what `needs` and `needs_next` named.
+        """
+
+    def wants(self, pool: Pool, signals: Signals, k: int, *, seed: int, round_no: int) -> tuple[Need, ...]:
+        """What must be computed before `ask`: `needs` at first, then `needs_next`; () when `ask` can be called.
+
+        Raises:
+            ValueError: as `ask`.
+        """
+        missing = tuple(need for need in self.needs if need.name not in signals)
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}.")
+        self.check_parameters()
+        self._check_signals(pool, signals)
+        k = min(k, len(pool.candidates))
+        if missing or not k:
+            return missing
+        further = self.needs_next(pool, signals, k, np.random.default_rng([seed, round_no]))
+        return tuple(need for need in further if need.name not in signals)
 
     def ask(self, pool: Pool, signals: Signals, k: int, *, seed: int, round_no: int) -> Selection:
         """Select min(k, M) candidates, with every promise checked.
@@ -71,10 +106,8 @@ class Strategy(ABC):
         Raises:
             ValueError: k < 1, a signal is missing, misshapen or not finite (the item is named), or `select` broke the contract.
         """
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}.")
-        self.check_parameters()
-        self._check_signals(pool, signals)
+        if missing := self.wants(pool, signals, k, seed=seed, round_no=round_no):
+            raise ValueError(f"{self.name} needs the signal {missing[0].name!r}, got {sorted(signals)}.")
         k = min(k, len(pool.candidates))
         if k == 0:
             return Selection(np.empty(0, np.int64), np.empty(0))
@@ -89,26 +122,29 @@ class Strategy(ABC):
         for spec in fields(self):
             value, low, high = getattr(self, spec.name), spec.metadata.get("low"), spec.metadata.get("high")
             choices = spec.metadata.get("choices")
+            if isinstance(value, Strategy):
+                value.check_parameters()
             if choices and value not in choices:
                 raise ValueError(f"{self.name}: {spec.name} must be one of {', '.join(choices)}, got {value!r}.")
             if (low is not None and not value >= low) or (high is not None and not value <= high):
                 raise ValueError(f"{self.name}: {spec.name} must be between {low} and {high}, got {value!r}.")
 
     def _check_signals(self, pool: Pool, signals: Signals) -> None:
-        used = ~pool.held | pool.labeled
-        for need in self.needs:
-            if need.name not in signals:
-                raise ValueError(f"{self.name} needs the signal {need.name!r}, got {sorted(signals)}.")
-            value = signals[need.name]
+        used, rowwise = pool.labeled | ~pool.held, {need.name for need in self.needs}
+        for name, value in signals.items():
             if value.shape[:1] != (len(pool),):
-                raise ValueError(
-                    f"Signal {need.name!r} must have {len(pool)} rows, one an item, got shape {value.shape}."
-                )
+                if name in rowwise:
+                    raise ValueError(
+                        f"Signal {name!r} must have {len(pool)} rows, one an item, got shape {value.shape}."
+                    )
+                if not np.isfinite(value).all():
+                    raise ValueError(f"Signal {name!r} is not finite.")
+                continue
             finite = np.isfinite(value) if value.ndim == 1 else np.isfinite(value).all(axis=tuple(range(1, value.ndim)))
             bad = np.flatnonzero(used & ~finite)
             if len(bad):
                 raise ValueError(
-                    f"Signal {need.name!r} is not finite for {pool.items[int(bad[0])]} and {len(bad) - 1} more items."
+                    f"Signal {name!r} is not finite for {pool.items[int(bad[0])]} and {len(bad) - 1} more items."
                 )
 
     def _check_selection(self, pool: Pool, selection: Selection, k: int) -> None:
@@ -142,7 +178,11 @@ class ScoreStrategy(Strategy):
 
     def reasons(self, scores: FloatArray, chosen: npt.NDArray[np.int64]) -> tuple[str, ...]:
         """Why each was chosen: its place among all candidates."""
-        ranked = np.sort(scores)
-        above = len(scores) - np.searchsorted(ranked, scores[chosen], side="left")
-        share = np.maximum(1, np.ceil(100 * above / len(scores)).astype(int))
-        return tuple(f"{self.asks_for}: top {p} % of {len(scores)}" for p in share)
+        return tuple(f"{self.asks_for}: {place}" for place in places(scores, chosen))
+
+
+def places(scores: FloatArray, chosen: npt.NDArray[np.int64]) -> tuple[str, ...]:
+    """Where the chosen stand among all, in words such as "top 3 % of 200"; of equals, all have the same place."""
+    above = len(scores) - np.searchsorted(np.sort(scores), scores[chosen], side="left")
+    share = np.maximum(1, np.ceil(100 * above / len(scores)).astype(int))
+    return tuple(f"top {p} % of {len(scores)}" for p in share)

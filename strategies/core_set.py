@@ -1,0 +1,37 @@
+"""Core-set: cover the pool."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from loop.pool import Pool
+from loop.signals import Signal
+from strategies._base import Selection, Signals, Strategy
+from strategies._kcenter import k_center_greedy
+from strategies._signals import BOTTLENECK_FEATURES
+
+
+@dataclass(frozen=True)
+class CoreSet(Strategy):
+    """k-centre greedy, Euclidean, on globally averaged bottleneck features, starting from what is labelled.
+
+    Where nothing is labelled, the first item is drawn at random.
+    """
+
+    name = "core_set"
+    asks_for = "least like anything labelled so far"
+    source = "Sener & Savarese 2018; ALGES, USIM and metric-learning core-set papers, baselines"
+    selection_cost = "B reads of the features, and one for each labelled item"
+
+    @property
+    def needs(self) -> tuple[Signal, ...]:
+        return (BOTTLENECK_FEATURES,)
+
+    def select(self, pool: Pool, signals: Signals, k: int, rng: np.random.Generator) -> Selection:
+        rows, candidates = pool.known, pool.candidates_among_known
+        features = signals[BOTTLENECK_FEATURES.name][rows]
+        labeled = pool.labeled[rows]
+        picked, distances = k_center_greedy(features, k, labeled=labeled, rng=rng, candidates=candidates)
+        anchor = "anything labelled so far, and the picks before it" if labeled.any() else "the picks before it"
+        why = tuple(f"unlike {anchor}: distance {distance:.3g}" for distance in distances)
+        return Selection(rows[picked], distances, why)
