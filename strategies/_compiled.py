@@ -24,10 +24,14 @@ def compiled(loop: Loop) -> Loop:
     return made
 
 
-def finite_matrix(matrix: FloatArray, rule: str) -> tuple[FloatArray, float]:
+def finite_matrix(matrix: FloatArray, rule: str, used: IntArray | None = None) -> tuple[FloatArray, float]:
     """A matrix as compiled loops read it, and its largest magnitude: float32 or float64, C order, read-only.
 
     Not copied if it is of such a type and order already. Always read-only, so that a loop is compiled once.
+
+    Args:
+        rule: who asks, for the messages.
+        used: rows that will be read, all by default. Others may hold anything.
 
     Raises:
         ValueError: not two-dimensional, empty, not of a floating type, or not finite; `rule` is named.
@@ -37,8 +41,12 @@ def finite_matrix(matrix: FloatArray, rule: str) -> tuple[FloatArray, float]:
     # Minimum and maximum pass a NaN on, and need no temporary.
     largest = max(float(matrix.max()), -float(matrix.min()))
     if not np.isfinite(largest):
-        row, column = np.argwhere(~np.isfinite(matrix))[0]
-        raise ValueError(f"{rule} needs finite numbers, got {matrix[row, column]} in row {row}, column {column}.")
+        rows = np.arange(len(matrix)) if used is None else np.sort(used)
+        bad = np.argwhere(~np.isfinite(matrix[rows]))
+        if len(bad):
+            row, column = rows[bad[0, 0]], bad[0, 1]
+            raise ValueError(f"{rule} needs finite numbers, got {matrix[row, column]} in row {row}, column {column}.")
+        largest = float(np.abs(matrix[rows]).max())
     kind = matrix.dtype if matrix.dtype in (np.float32, np.float64) else np.float32
     view = np.ascontiguousarray(matrix, kind).view()
     view.flags.writeable = False

@@ -16,16 +16,16 @@ _SQUARABLE = {np.dtype(np.float32): (1e-12, 1e15), np.dtype(np.float64): (0.0, 1
 """Largest magnitudes whose squared differences stay inside the type's range, and are no zeros."""
 
 
-def rows_of(features: FloatArray, rule: str) -> FloatArray:
+def rows_of(features: FloatArray, rule: str, used: IntArray) -> FloatArray:
     """Features (N, D) as the loops read them: see `finite_matrix`. Float32 whose squares overflow or vanish become float64.
 
     Raises:
-        ValueError: not a finite matrix of a floating type, or above 1e150; `rule` is named.
+        ValueError: not a matrix of a floating type, or a used row not finite or above 1e150; `rule` is named.
     """
-    view, largest = finite_matrix(features, rule)
+    view, largest = finite_matrix(features, rule, used)
     low, high = _SQUARABLE[view.dtype]
     if largest and not low < largest < high:
-        view, _ = finite_matrix(view.astype(np.float64), rule)
+        view, _ = finite_matrix(view.astype(np.float64), rule, used)
     if largest > _SQUARABLE[np.dtype(np.float64)][1]:
         raise ValueError(f"{rule} needs features whose squares are finite, got a magnitude of {largest:.3g}.")
     return view

@@ -25,7 +25,7 @@ def k_center_greedy(
     the features once; a labelled row costs as much arithmetic as a pick.
 
     Args:
-        features: (N, D) finite.
+        features: (N, D), finite where labelled or a candidate.
         k: 1 <= k <= number of candidates.
         labeled: (N,) the centres to begin with. When there is none, the first pick is a random candidate.
         candidates: (M,) rows that may be picked; all that are not labelled by default. Only they are to be covered.
@@ -39,12 +39,12 @@ def k_center_greedy(
 
     Source: Sener & Savarese 2018, algorithm 1.
     """
-    features = rows_of(features, "k-centre greedy")
     if labeled.shape != (len(features),) or labeled.dtype != np.bool_:
         raise ValueError(
             f"k-centre greedy needs a mask ({len(features)},) of the labelled, got {labeled.dtype} {labeled.shape}."
         )
     rows = candidates_of(candidates, ~labeled, k, "k-centre greedy")
+    features = rows_of(features, "k-centre greedy", np.concatenate([rows, np.flatnonzero(labeled)]))
     nearest = np.full(len(rows), np.inf, features.dtype)
     picked, distances = np.empty(k, np.int64), np.empty(k)
     if labeled.any():

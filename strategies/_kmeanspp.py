@@ -23,7 +23,7 @@ def kmeans_pp(
     A row that was drawn is never drawn again. Where all that are left lie on one that was drawn, they are drawn uniformly.
 
     Args:
-        features: (N, D) finite.
+        features: (N, D), finite where a candidate.
         k: 1 <= k <= number of candidates.
         first: "max_norm", the largest Euclidean norm (the lowest row of equals; BADGE), or "random", uniform.
         local_trials: draws a pick; of several, the one that leaves the smallest sum of squared distances is kept (the first
@@ -39,8 +39,8 @@ def kmeans_pp(
 
     Source: Arthur & Vassilvitskii 2007; the first row and its use on gradients, Ash et al. 2020, algorithm 1.
     """
-    features = rows_of(features, "k-means++")
     rows = candidates_of(candidates, np.ones(len(features), bool), k, "k-means++")
+    features = rows_of(features, "k-means++", rows)
     if first not in ("max_norm", "random") or local_trials < 1:
         raise ValueError(
             "k-means++ needs first to be max_norm or random, and at least one local trial, "

@@ -509,6 +509,20 @@ def test_candidates_must_be_free_rows(candidates: list[int]) -> None:
                 pick(features, 1, labeled=labeled, rng=rng_of())
 
 
+def test_rows_that_are_not_used_may_hold_anything() -> None:
+    features = smooth(9, 3).copy()
+    features[2], features[7] = np.nan, np.inf
+    candidates, labeled = np.array([8, 1, 3, 4, 6]), mask(9, [0])
+    clean = frozen(np.where(np.isfinite(features), features, 0))
+    same(
+        k_center_greedy(features, 5, labeled=labeled, rng=rng_of(), candidates=candidates),
+        k_center_greedy(clean, 5, labeled=labeled, rng=rng_of(), candidates=candidates),
+    )
+    same(kmeans_pp(features, 5, rng_of(), candidates=candidates), kmeans_pp(clean, 5, rng_of(), candidates=candidates))
+    with pytest.raises(ValueError, match="got inf in row 7, column 0"):
+        k_center_greedy(features, 1, labeled=mask(9, [7]), rng=rng_of(), candidates=candidates)
+
+
 def test_seeding_refuses_what_it_does_not_know() -> None:
     for options in ({"first": "last"}, {"local_trials": 0}):
         with pytest.raises(ValueError, match="at least one local trial"):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from loop.pool import WHOLE, ItemTable, Pool
 from loop.signal_cache import Keys, SignalCache
-from loop.signals import Batch, Signal, sweep
+from loop.signals import Batch, PoolMean, Signal, sweep, sweep_mean
 from loop.views import Features, Probs, View
 
 
@@ -61,6 +61,30 @@ def test_a_reduction_must_give_one_value_an_item(reduce: object) -> None:
     signal = Signal("wrong", Probs(), reduce)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"'wrong' must give one value an item, \(2, ...\)"):
         sweep(CountingViews(), [signal], np.array([1, 2]), lambda at, values: None)
+
+
+@pytest.mark.parametrize("rows", [[4, 1, 7], [3], [5, 5, 2]])
+def test_a_mean_over_rows(rows: list[int]) -> None:
+    counting = CountingViews()
+    mean = PoolMean("squares", Features(), lambda view: torch.cat([view, view.square()], 1), np.array(rows))
+    found = sweep_mean(counting, mean)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found, [10 * np.mean(rows), 100 * np.mean(np.square(rows))])
+    assert {views for _, views in counting.asked} == {frozenset({Features()})}
+    single = PoolMean("first", Probs(), lambda view: view[:, 0], np.array(rows))
+    assert sweep_mean(CountingViews(), single) == pytest.approx(np.mean(rows))
+
+
+def test_a_mean_loses_nothing_to_single_precision() -> None:
+    tiny = PoolMean("tiny", Probs(), lambda view: torch.where(view[:, :1] == 0, 1e8, 1.0).float(), np.arange(101))
+    assert sweep_mean(CountingViews(), tiny) * 101 == pytest.approx(1e8 + 100, abs=1e-3)
+
+
+def test_a_mean_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="'none' is a mean over rows, but none of the 0"):
+        sweep_mean(CountingViews(), PoolMean("none", Probs(), lambda view: view, np.empty(0, np.int64)))
+    with pytest.raises(ValueError, match="'wrong' must give one value an item"):
+        sweep_mean(CountingViews(), PoolMean("wrong", Probs(), lambda view: view.sum(), np.arange(2)))
 
 
 # --- the cache

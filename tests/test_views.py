@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -37,8 +38,10 @@ from loop.views import (
     View,
     Votes,
 )
+from loop.worker import SweepSource
 from models import ModelSpec
 from models.preprocess import normalised
+from models.weights import WeightsFolder
 from models.windows import windows
 from strategies import _signals
 
@@ -546,6 +549,37 @@ def test_too_small_an_ensemble_is_refused(tmp_path: Path) -> None:
     study = make_study(tmp_path, "slice")
     with pytest.raises(BadInput, match="ensemble of 3 is asked for, but only 2 are there"):
         study.collect(segmenter_of(small_spec("2-D"), members=2), Ensemble(3))
+
+
+@pytest.mark.parametrize(("asked", "voting"), [(1, 1), (2, 2), (3, 3), (5, 3)])
+def test_a_sweep_lets_the_newest_published_weights_vote(tmp_path: Path, asked: int, voting: int) -> None:
+    study, warnings = make_study(tmp_path, "slice"), list[str]()
+    spec = models.get("unet2d", labels=("a", "b"))
+    folder = WeightsFolder(tmp_path / "models")
+    published = [
+        folder.publish(weights_of(spec, seed), {"labels": labels}, at=seed)
+        for seed, labels in ((1, ["a", "b"]), (2, ["a", "b"]), (3, ["other"]), (4, ["a", "b"]))
+    ]
+    folder.rollback(published[1], at=9)
+    located = {s.image_id: {"path": s.path, "axis": AXIS, "version": 1} for s in study.sources}
+    worker: Any = SimpleNamespace(
+        spec=spec,
+        weights=folder,
+        config=SimpleNamespace(device="cpu", sweep_batch=8, seed=0),
+        workplace=SimpleNamespace(root=tmp_path, state=tmp_path),
+        loop=SimpleNamespace(catalogue=SimpleNamespace(located=lambda: located)),
+        report=lambda **progress: None,
+        unreadable=lambda image_id, reason: None,
+        warn=warnings.append,
+    )
+    need = _signals.ensemble_entropy(asked)
+    found = SweepSource(worker, published[1])(study.pool, (need,)).signals[need.name]
+    members = [published[at] for at in (1, 3, 0)][:voting]
+    alone = Segmenter(spec, None, device=CPU, members=[folder.load(digest) for digest in members])
+    np.testing.assert_allclose(
+        found, swept(study, alone, [_signals.ensemble_entropy(voting)])[f"ensemble_entropy_M{voting}"], rtol=1e-4
+    )
+    assert warnings == (["An ensemble of 5 is asked for; 3 published weights vote."] if asked == 5 else [])
 
 
 # --- gradients
