@@ -125,10 +125,8 @@ def _on_items(inputs: Inputs, value: Any, slices: Sequence[int] | None = None) -
     return _each(lambda maps: maps[0].movedim(maps.ndim - 4 + inputs.prepared.axis, 0)[list(at)], value)
 
 
-@contextmanager
-def _autocast(device: torch.device) -> Iterator[None]:
-    with torch.autocast(device.type, enabled=device.type == "cuda"):
-        yield
+def _autocast(device: torch.device) -> Any:
+    return torch.autocast(device.type, enabled=device.type == "cuda")
 
 
 def probabilities(networks: Networks, network: nn.Module, data: Tensor) -> Tensor:
