@@ -103,13 +103,13 @@ def list_strategies() -> None:
     known = strategies.table()
     header = ["name", "asks for", "needs", "cost of a sweep; of choosing", "2D/3D", "source"]
     keys = ("name", "asks_for", "needs", "cost", "dimensions", "source")
-    typer.echo(table("Strategies", header, [[row[key] for key in keys] for row in known]))
+    typer.echo(table("Strategies", header, [[row[key] for key in keys] for row in known], text=True))
     parameters = [
         [row["name"], entry["name"], str(entry["default"]), entry["help"]]
         for row in known
         for entry in row["parameters"]
     ]
-    typer.echo(table("Their parameters", ["strategy", "parameter", "default", "meaning"], parameters))
+    typer.echo(table("Their parameters", ["strategy", "parameter", "default", "meaning"], parameters, text=True))
 
 
 @app.command()

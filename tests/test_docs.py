@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import strategies
 from loop.config import AppConfig
 
 ROOT = Path(__file__).parent.parent
@@ -39,6 +40,21 @@ def test_every_setting_is_in_the_documentation(setting: str) -> None:
         next(spec for spec in fields(AppConfig) if spec.name == setting).metadata["help"].replace("|", "\\|")
         in row.group()
     )
+
+
+def test_the_tables_of_strategies_are_what_the_command_prints() -> None:
+    printed = subprocess.run(
+        [sys.executable, "-m", "cli", "strategies"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert printed.stdout.count("\n|") > 2 * len(strategies.names())
+    text = (ROOT / "docs" / "strategies.md").read_text()
+    assert printed.stdout.strip() in text, "run `nextslice strategies` and put its tables into docs/strategies.md"
+
+
+@pytest.mark.parametrize("name", strategies.names())
+def test_every_strategy_has_its_formula_on_a_page(name: str) -> None:
+    pages = "".join(page.read_text() for page in (ROOT / "docs" / "strategies").glob("*.md"))
+    assert f"`{re.sub('^(sb|power)_.*', lambda form: f'{form[1]}_<name>', name)}`" in pages
 
 
 def test_the_example_strategy_of_the_contributing_guide_works(tmp_path: Path) -> None:
