@@ -17,6 +17,7 @@ from tqdm import tqdm
 import models
 import strategies
 from infers.engine import PoolViews, Segmenter, Source, pick_device
+from loop.allocation import keep_freed_memory
 from loop.config import AppConfig
 from loop.errors import BadInput, NextSliceError
 from loop.pool import IntArray, Pool
@@ -74,6 +75,7 @@ def run(workplace: Workplace, job_id: str) -> None:
     """The child process's main function: do the job, and leave its end in the store whatever happens."""
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] [%(process)s] %(levelname)s %(message)s")
     _end_with_parent()
+    keep_freed_memory()
     store = Store(workplace.store_url)
     loop = Loop(store, workplace.open_config())
     job = loop.jobs.get(job_id)
