@@ -16,7 +16,8 @@ import strategies
 from bench.phantom import LABELS, write_phantoms
 from bench.tables import median_of, table
 from datastore.volume_io import read_volume
-from infers.engine import PoolViews, Segmenter, Source, pick_device
+from infers.engine import PoolViews, Segmenter, pick_device
+from infers.source import Source
 from loop.allocation import keep_freed_memory
 from loop.pool import IntArray, ItemTable, Pool
 from loop.signals import Signal, sweep

@@ -1,11 +1,8 @@
 """The engine: preprocessed images in, probabilities on the image's own grid out."""
 
-import queue
 import re
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from datastore.volume_io import Volume, read_volume
+from infers.read_ahead import ahead
+from infers.source import Source
 from infers.views import Inputs, look, probabilities, volume_of_slices
 from loop.errors import BadInput
 from loop.pool import Pool
@@ -22,9 +21,6 @@ from loop.views import View, likeliest
 from models.preprocess import Prepared, prepare, restore
 from models.spec import ModelSpec
 from models.weights import load_into
-
-_PREFETCH = 2
-"""Images read ahead while the network runs; more only costs memory."""
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -95,15 +91,6 @@ class Segmenter:
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where a pool's volume number is read from."""
-
-    image_id: str
-    path: Path
-    axis: int
-
-
-@dataclass(frozen=True)
 class _Items:
     """One image's share of a batch: which of its items, on which input."""
 
@@ -137,7 +124,7 @@ class PoolViews:
         """Batches of at most the segmenter's size, each within one image, in pool order."""
         order = rows[np.argsort(self.pool.volume[rows], kind="stable")]
         groups = np.split(order, np.flatnonzero(np.diff(self.pool.volume[order])) + 1) if len(order) else []
-        for group, prepared in _ahead(self._read, groups):
+        for group, prepared in ahead(self._read, groups):
             if prepared is not None:
                 size = self.segmenter.batch if self._per_slice else len(group)
                 for start in range(0, len(group), size):
@@ -194,35 +181,3 @@ class PoolViews:
         data = data.to(self.segmenter.device, non_blocking=True)
         name = f"{items.image_id}/{items.positions}/{part}"
         return look(self.segmenter, Inputs(items.prepared, data, name, slices), views)
-
-
-def _ahead(read: Callable[[Any], Any], keys: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
-    """(key, read(key)) in order, read by a second thread while the first computes. An error in `read` is raised here."""
-    ready: queue.Queue[tuple[Any, Any, BaseException | None]] = queue.Queue(_PREFETCH)
-    stop = threading.Event()
-
-    def work() -> None:
-        for key in keys:
-            entry: tuple[Any, Any, BaseException | None]
-            try:
-                entry = (key, read(key), None)
-            except BaseException as error:  # noqa: BLE001 - handed to the thread that waits for it
-                entry = (key, None, error)
-            while not stop.is_set():
-                try:
-                    ready.put(entry, timeout=0.2)
-                    break
-                except queue.Full:
-                    continue
-            if stop.is_set():
-                return
-
-    threading.Thread(target=work, daemon=True, name="read-ahead").start()
-    try:
-        for _ in keys:
-            key, value, error = ready.get()
-            if error is not None:
-                raise error
-            yield key, value
-    finally:
-        stop.set()

@@ -20,7 +20,7 @@ from loop.errors import BadInput, unknown
 from loop.rounds import Loop
 from loop.shell import ServedStrategy, SweepScoring
 from loop.store import Store
-from loop.worker import Workplace, model_name
+from loop.workplace import Workplace, model_name
 from models.spec import ModelSpec
 from models.weights import WeightsFolder
 from trainers.task import LoopTrainer

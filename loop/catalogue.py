@@ -190,8 +190,9 @@ class Catalogue:
             )
 
     def located(self) -> dict[str, RowMapping]:
-        """{id: its path, version, axis} of every image with slices."""
-        query = sa.select(images.c.id, images.c.path, images.c.version, images.c.axis).where(images.c.n_slices > 0)
+        """{id: its path, version, axis, n_slices} of every image with slices."""
+        columns = (images.c.id, images.c.path, images.c.version, images.c.axis, images.c.n_slices)
+        query = sa.select(*columns).where(images.c.n_slices > 0)
         with self.store.read() as connection:
             return {row["id"]: row for row in connection.execute(query).mappings()}
 

@@ -16,7 +16,8 @@ from loop.errors import Conflict, NextSliceError
 from loop.jobs import Jobs
 from loop.retrain import Counts, RetrainPolicy
 from loop.rounds import Loop, Swept
-from loop.worker import Workplace, run
+from loop.worker import run
+from loop.workplace import Workplace
 
 logger = logging.getLogger(__name__)
 
@@ -181,8 +182,9 @@ class Conductor:
         return tried != state or time.monotonic() - at > _RETRY_SECONDS
 
     def _can_plan_here(self, name: str) -> bool:
-        cold = self.loop.current_model() is None or not strategies.get(name).needs
-        return cold and self.loop.catalogue.counts()["slices"] <= _PLAN_HERE_SLICES
+        strategy = self.loop.strategy(name)
+        stood_in = strategy.needs_task_model and self.loop.current_model() is None
+        return (stood_in or not strategy.needs) and self.loop.catalogue.counts()["slices"] <= _PLAN_HERE_SLICES
 
     def _plan_here(self, name: str) -> None:
         def no_signals(*_: object) -> Swept:

@@ -97,6 +97,9 @@ class AppConfig:
     steps_per_epoch: int = setting(25, "optimiser steps in an epoch", low=1)
     batch_size: int = setting(8, "items in an optimiser step", low=1)
     learning_rate: float = setting(3e-3, "peak learning rate of AdamW", low=1e-8, high=1)
+    representation_epochs: int = setting(
+        0, "training epochs of representation learners; 0 is each learner's own number", low=0, high=1_000_000
+    )
     validation_share: float = setting(
         0.2, "share of the patients whose labels validate and never train", low=0, high=0.9
     )

@@ -129,7 +129,7 @@ class Loop:
         if not len(pool.candidates):
             return None
         strategy, selected_by = self.strategy(name, parameters), name
-        if strategy.needs and model is None:
+        if strategy.needs_task_model and model is None:
             strategy, selected_by = strategies.get(self.config.cold_start), self.config.cold_start
         budget = budget or self.config.budget
         round_no = self._next_round_no()

@@ -14,6 +14,10 @@ from loop.views import View
 FloatArray = npt.NDArray[np.floating]
 
 
+TASK = "task"
+"""The model name of the segmentation model; others are representation learners."""
+
+
 @dataclass(frozen=True)
 class Signal:
     """One reduction of one view of a model.
@@ -23,14 +27,14 @@ class Signal:
             (N, D) array, and a folder on disk.
         view: what the engine must compute once a batch; `loop.views` says what `reduce` is given for it.
         reduce: what the view holds of B items -> (B,) or (B, D), on its device.
-        model: the model that makes the view; "task" is the segmentation model.
+        model: the model that makes the view; TASK or a representation learner.
         version: raise it when `reduce` changes: cached values of another version are not used.
     """
 
     name: str
     view: View
     reduce: Callable[[Any], Tensor]
-    model: str = "task"
+    model: str = TASK
     version: int = 1
 
 

@@ -154,7 +154,12 @@ class Gradients:
             raise ValueError("Gradients must keep at least one entry.")
 
 
-View = Probs | Features | Head | Dropout | Augmented | Ensemble | Gradients
+@dataclass(frozen=True)
+class Embedding:
+    """What a representation learner makes of an item: Tensor (B, D). Of a whole volume: the mean over its slices."""
+
+
+View = Probs | Features | Head | Dropout | Augmented | Ensemble | Gradients | Embedding
 
 
 def entropy_map(probs: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loop.pool import Pool
-from loop.signals import FloatArray, PoolMean, Signal
+from loop.signals import TASK, FloatArray, PoolMean, Signal
 from strategies._topk import top_k
 
 Signals = Mapping[str, FloatArray]
@@ -67,6 +67,11 @@ class Strategy(ABC):
     def needs(self) -> tuple[Signal, ...]:
         """The signals `select` reads; empty for a strategy that needs no model."""
         return ()
+
+    @property
+    def needs_task_model(self) -> bool:
+        """Whether it can choose only when there is a trained segmentation model; a learner is trained when it is needed."""
+        return any(need.model == TASK for need in self.needs)
 
     def needs_next(self, pool: Pool, signals: Signals, k: int, rng: np.random.Generator) -> tuple[Need, ...]:
         """What `select` needs besides, now that `signals` are there: asked again with every answer, until it is nothing.

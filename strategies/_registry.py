@@ -148,7 +148,7 @@ def _row(name: str, strategy: Strategy) -> dict[str, Any]:
         "name": name,
         "asks_for": strategy.asks_for,
         "needs": ", ".join(need.name for need in strategy.needs) or "nothing",
-        "needs_model": bool(strategy.needs),
+        "needs_model": strategy.needs_task_model,
         "cost": "; ".join([_cost(views, strategy), strategy.selection_cost]),
         "dimensions": "2D, 3D",
         "parameters": parameters,

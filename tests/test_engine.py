@@ -15,7 +15,8 @@ from torch import Tensor, nn
 import infers.engine
 import models
 from datastore.volume_io import Volume
-from infers.engine import PoolViews, Segmenter, Source, pick_device
+from infers.engine import PoolViews, Segmenter, pick_device
+from infers.source import Source
 from loop.errors import BadInput
 from loop.pool import WHOLE, ItemTable, Pool
 from loop.signals import sweep

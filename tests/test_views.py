@@ -20,11 +20,13 @@ from infers import gradients as gradients_module
 from infers import views as views_module
 from infers.augmented import Rotation, angles
 from infers.dropout import PassStream, active_dropout, dropout_modules, repeat
-from infers.engine import PoolViews, Segmenter, Source
+from infers.engine import PoolViews, Segmenter
 from infers.gradients import item_gradients, weight_gradients
+from infers.source import Source
 from loop.errors import BadInput
 from loop.pool import WHOLE, ItemTable, Pool
 from loop.signals import PoolMean, Signal, sweep, sweep_mean
+from loop.sweeping import SweepSource
 from loop.views import (
     Augmentations,
     Augmented,
@@ -38,7 +40,6 @@ from loop.views import (
     View,
     Votes,
 )
-from loop.worker import SweepSource
 from models import ModelSpec
 from models.preprocess import normalised
 from models.weights import WeightsFolder

@@ -9,7 +9,8 @@ from monailabel.interfaces.tasks.train import TrainTask
 from loop.config import AppConfig
 from loop.errors import BadInput, NextSliceError
 from loop.jobs import Jobs
-from loop.worker import Workplace, run
+from loop.worker import run
+from loop.workplace import Workplace
 
 _SETTABLE = ("epochs", "steps_per_epoch", "batch_size", "learning_rate", "seed", "train_from", "device")
 _STOCK_NAMES = {"max_epochs": "epochs", "train_batch_size": "batch_size"}
