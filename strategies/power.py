@@ -36,7 +36,8 @@ class Power(ScoreStrategy):
         noised = power_noise(plain, self.beta, rng)
         chosen = top_k(noised, k, rng)
         # The place without the noise: that is what the item is, not how the draw went.
-        why = (f"drawn at random, the likelier the higher ({self.inner.asks_for}: {p})" for p in places(plain, chosen))
+        drawn = f"drawn at random, the likelier the higher its score ({self.inner.asks_for}); by itself"
+        why = (f"{drawn} in the {place}" for place in places(plain, chosen))
         return Selection(pool.candidates[chosen], noised[chosen], tuple(why))
 
     def _plain(self, pool: Pool, signals: Signals, rng: np.random.Generator) -> FloatArray:

@@ -61,7 +61,8 @@ class SpreadOverVolumes(Strategy):
             reasons = chosen.why or (self.inner.asks_for,) * count
             kept = _first_of_each(left.volume[chosen.rows], bound - given)
             rows, scores = np.append(rows, chosen.rows[kept]), np.append(scores, chosen.scores[kept])
-            why += [reasons[i] for i in kept]
+            later = " (among the volumes with room left)" if len(rows) > len(kept) else ""
+            why += [reasons[i] + later for i in kept]
             given = np.bincount(pool.volume[rows], minlength=len(given))
         return Selection(rows, scores, tuple(f"{reason}; at most {bound} of one volume" for reason in why)), missing
 

@@ -34,8 +34,8 @@ class StochasticBatches(Strategy):
         batches = _batches(len(candidates), k, self.resample, rng)
         best = batches[np.argmax(scores[batches].mean(axis=1))]
         chosen = best[np.argsort(-scores[best], kind="stable")]
-        batch = f"in the most uncertain of {len(batches)} random batches ({self.inner.asks_for}"
-        why = tuple(f"{batch}: {place})" for place in places(scores, chosen))
+        batch = f"in the most uncertain of {len(batches)} random batches ({self.inner.asks_for}); by itself"
+        why = tuple(f"{batch} in the {place}" for place in places(scores, chosen))
         return Selection(candidates[chosen], scores[chosen], why)
 
 

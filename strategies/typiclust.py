@@ -34,6 +34,8 @@ class TypiClust(Strategy):
         )
         why = (
             f"typical of a group of {size} that look alike, {labelled or 'none'} of them labelled"
+            if size > 1
+            else "looks to the model like nothing else: a group of its own"
             for size, labelled in zip(sizes, labels, strict=True)
         )
         return Selection(rows[picked], typicality, tuple(why))
