@@ -505,19 +505,26 @@ def slow_query(uncertainty: Array, size: int, *, seed: int, round_no: int) -> Ar
     return np.random.default_rng([seed, round_no]).choice(len(uncertainty), size, p=p)
 
 
-def is_most_informative(kernel: Array, picks: Sequence[int], eta: float = 1.0) -> bool:
-    """Whether each pick adds most to sum_i max_j S_ij + eta sum_j max_i S_ij, up to rounding."""
+def information(kernel: Array, chosen: Sequence[int], eta: float = 1.0) -> float:
+    """sum_i max_j S_ij + eta sum_j max_i S_ij over the chosen j."""
+    if not chosen:
+        return 0.0
+    covered = sum(max(kernel[j, i] for j in chosen) for i in range(kernel.shape[1]))
+    return float(covered + eta * sum(max(kernel[j]) for j in chosen))
 
-    def value(chosen: Sequence[int]) -> float:
-        covered = sum(max(kernel[j, i] for j in chosen) for i in range(kernel.shape[1])) if chosen else 0.0
-        return float(covered + eta * sum(max(kernel[j]) for j in chosen))
 
-    scale = np.abs(kernel).max() * kernel.shape[1] + 1e-30
+def check_informative(kernel: Array, picks: Sequence[int], gains: Array, eta: float = 1.0) -> None:
+    """Each pick adds most to the information, and the gains are what they add, up to rounding."""
+    close = 1e-5 * (np.abs(kernel).max() * kernel.shape[1] * (1 + eta))
     for place, pick in enumerate(picks):
-        values = {j: value([*picks[:place], j]) for j in range(len(kernel)) if j not in picks[:place]}
-        if values[pick] < max(values.values()) - 1e-5 * scale:
-            return False
-    return True
+        before = information(kernel, picks[:place], eta)
+        added = {
+            j: information(kernel, [*picks[:place], j], eta) - before
+            for j in range(len(kernel))
+            if j not in picks[:place]
+        }
+        assert added[pick] >= max(added.values()) - close
+        assert gains[place] == pytest.approx(added[pick], abs=close)
 
 
 def cosines(gradients: Array, query: Array) -> Array:
@@ -550,7 +557,7 @@ def test_usim_c_is_the_definition(voxels: list[int], zero: bool, k: int) -> None
         kernel = cosines(gradients[rows], query)
         selection = ask(chosen, pool, values, k, seed=4, round_no=round_no)
         places = np.searchsorted(rows, selection.rows).tolist()
-        assert is_most_informative(kernel if signed else np.maximum(kernel, 0), places, eta)
+        check_informative(kernel if signed else np.maximum(kernel, 0), places, selection.scores, eta)
 
 
 @pytest.mark.parametrize(("k", "size"), [(1, 16), (3, 16), (4, 20), (11, 55), (12, 60), (13, 60)])
@@ -637,7 +644,7 @@ def test_usim_f_is_the_definition(k: int, size: int, fisher_items: int, damping:
             for row in rows
         ]
     )
-    assert is_most_informative(np.maximum(kernel, 0), np.searchsorted(rows, selection.rows).tolist())
+    check_informative(np.maximum(kernel, 0), np.searchsorted(rows, selection.rows).tolist(), selection.scores)
 
 
 @pytest.mark.parametrize("size", [1, 2])
