@@ -767,9 +767,11 @@ def test_the_noise_of_clasp_pe_falls_exponentially() -> None:
     assert once.beta(0) == 100
 
 
-@pytest.mark.parametrize(("n_labeled", "beta"), [(0, 1.0), (1, 4.0), (2, 16.0), (7, 16.0)])
-def test_the_item_of_a_class_is_drawn_by_the_rounds_power(n_labeled: int, beta: float) -> None:
-    # Of a budget of one, all of it goes to a class, and every class is as likely.
+@pytest.mark.parametrize(
+    ("n_labeled", "k", "beta"), [(0, 1, 1.0), (1, 1, 4.0), (2, 1, 16.0), (7, 1, 16.0), (1, 2, 1.0), (3, 2, 4.0)]
+)
+def test_the_item_of_a_class_is_drawn_by_the_rounds_power(n_labeled: int, k: int, beta: float) -> None:
+    # Of one or two, the first goes to a class, and every class is as likely.
     strategy = strategies.get("clasp_pe", {"beta_last": 16.0, "rounds": 3})
     pool = make_pool([0] * (3 + n_labeled), labeled=range(3, 3 + n_labeled))
     by_class = np.ones((len(pool), 3), np.float32)
@@ -777,7 +779,7 @@ def test_the_item_of_a_class_is_drawn_by_the_rounds_power(n_labeled: int, beta: 
     values = {"class_entropy": by_class, "max_entropy": np.ones(len(pool), np.float32)}
     counts = Counter[tuple[str, int]]()
     for round_no in range(900):
-        selection = ask(strategy, pool, values, 1, round_no=round_no)
+        selection = ask(strategy, pool, values, k, round_no=round_no)
         counts["class 1" if "class 1" in selection.why[0] else "class 2", int(selection.rows[0])] += 1
     powers = by_class[:3].astype(float) ** beta
     likely(
