@@ -98,12 +98,18 @@ def annotate(
 def list_strategies() -> None:
     """What can be asked with."""
     import strategies
+    from bench.tables import table
 
-    for row in strategies.table():
-        needs = "needs a model" if row["needs_model"] else "needs no model"
-        typer.echo(f"{row['name']:<20} {row['asks_for']} ({needs})" + (f"  [{row['source']}]" if row["source"] else ""))
-        for parameter in row["parameters"]:
-            typer.echo(f"{'':<20}   {parameter['name']} = {parameter['default']!r}: {parameter['help']}")
+    known = strategies.table()
+    header = ["name", "asks for", "needs", "cost of a sweep; of choosing", "2D/3D", "source"]
+    keys = ("name", "asks_for", "needs", "cost", "dimensions", "source")
+    typer.echo(table("Strategies", header, [[row[key] for key in keys] for row in known], text=True))
+    parameters = [
+        [row["name"], entry["name"], str(entry["default"]), entry["help"]]
+        for row in known
+        for entry in row["parameters"]
+    ]
+    typer.echo(table("Their parameters", ["strategy", "parameter", "default", "meaning"], parameters, text=True))
 
 
 @app.command()

@@ -17,6 +17,7 @@ from bench.phantom import LABELS, write_phantoms
 from bench.tables import median_of, table
 from datastore.volume_io import read_volume
 from infers.engine import PoolViews, Segmenter, Source, pick_device
+from loop.allocation import keep_freed_memory
 from loop.pool import IntArray, ItemTable, Pool
 from loop.signals import Signal, sweep
 from models.preprocess import Prepared, prepare
@@ -107,6 +108,7 @@ class Swept:
 
 def compare(data: Data, repeats: int) -> Swept:
     """Time the three in turns, after one turn that does not count."""
+    keep_freed_memory()  # as the process that sweeps does
     spec = models.get("unet2d", labels=data.labels)
     segmenter = Segmenter(spec, None, device=pick_device("auto"))
     signals = [signal for name in _STRATEGIES for signal in strategies.get(name).needs]

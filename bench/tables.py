@@ -19,17 +19,18 @@ def times(ratio: float) -> str:
     return f"{_short(ratio)}x"
 
 
-def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table that is also aligned in a terminal; the first column is left-aligned, figures are right-aligned."""
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, text: bool = False) -> str:
+    """A Markdown table that is also aligned in a terminal: the first column left, the others right, or all left if `text`."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
         first, *rest = (
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
+            cell.ljust(w) if text or i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(cells, widths, strict=True))
         )
         return f"| {' | '.join([first, *rest])} |"
 
-    rule = [f"{'-' * widths[0]}", *("-" * (width - 1) + ":" for width in widths[1:])]
+    rule = [f"{'-' * widths[0]}", *("-" * (width - 1) + ("-" if text else ":") for width in widths[1:])]
     return "\n".join(["", f"## {title}", "", line(header), line(rule), *map(line, rows)])
 
 

@@ -18,7 +18,7 @@ from infers.views import Inputs, look, probabilities, volume_of_slices
 from loop.errors import BadInput
 from loop.pool import Pool
 from loop.signals import Batch
-from loop.views import View
+from loop.views import View, likeliest
 from models.preprocess import Prepared, prepare, restore
 from models.spec import ModelSpec
 from models.weights import load_into
@@ -87,7 +87,7 @@ class Segmenter:
         parts = []
         for start in range(0, len(prepared.data), self.batch):
             probs = restore(prepared, self.probabilities(prepared.data[start : start + self.batch]))
-            parts.append(probs.argmax(1).to(torch.uint8).cpu())
+            parts.append(likeliest(probs)[1].to(torch.uint8).cpu())
         items = torch.cat(parts)
         mask = items.movedim(0, axis) if self.spec.spatial_dims == 2 else items[0]
         found: npt.NDArray[np.uint8] = mask.contiguous().numpy()

@@ -33,6 +33,9 @@ from models.preprocess import Prepared, restore
 from models.spec import ModelSpec
 from models.windows import fits, logits, through_windows, windows
 
+_PIXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**22}
+"""Most in one forward and backward pass, which keeps its activations: beyond, a CPU's cache or a GPU's memory is too small."""
+
 
 class Networks(Protocol):
     """What looks: a network in prediction mode, and the members of an ensemble."""
@@ -122,10 +125,8 @@ def _on_items(inputs: Inputs, value: Any, slices: Sequence[int] | None = None) -
     return _each(lambda maps: maps[0].movedim(maps.ndim - 4 + inputs.prepared.axis, 0)[list(at)], value)
 
 
-@contextmanager
-def _autocast(device: torch.device) -> Iterator[None]:
-    with torch.autocast(device.type, enabled=device.type == "cuda"):
-        yield
+def _autocast(device: torch.device) -> Any:
+    return torch.autocast(device.type, enabled=device.type == "cuda")
 
 
 def probabilities(networks: Networks, network: nn.Module, data: Tensor) -> Tensor:
@@ -322,7 +323,10 @@ def _gradients(networks: Networks, inputs: Inputs, view: Gradients) -> Tensor:
             maps = maps[(..., *real)]
             return [_score(maps)] if slices is None else [_score(maps.select(2 + axis, at)) for at in slices]
 
-        return item_gradients(networks.spec, networks.network, inputs.data[(..., *window)], scores, view)
+        data = inputs.data[(..., *window)]
+        at_once = max(1, _PIXELS_AT_ONCE[networks.device.type] // data[0, 0].numel())
+        parts = [item_gradients(networks.spec, networks.network, part, scores, view) for part in data.split(at_once)]
+        return torch.cat(parts)
 
     return _mean_over_windows(networks, inputs, of_window)
 

@@ -13,6 +13,7 @@ import strategies
 from datastore.folder import ORIGINAL, FolderDatastore
 from datastore.watcher import FolderWatcher
 from infers.task import SegmentationInfer
+from loop.allocation import keep_freed_memory
 from loop.conductor import Conductor
 from loop.config import AppConfig
 from loop.errors import BadInput, unknown
@@ -109,6 +110,7 @@ class Assembly:
 
     def start(self) -> None:
         """Bring the records up to the files, watch the folder, and let the conductor begin."""
+        keep_freed_memory()
         behind = self.datastore.repair()
         if behind:
             logger.info("Made %d composite masks anew after an interrupted save", len(behind))

@@ -26,7 +26,7 @@ _FIRST_LOOK_SECONDS = 10.0
 _RETRY_SECONDS = 60.0
 """A plan that opened no round, or failed, is tried again when something changed, or after this long."""
 
-_PLAN_HERE_SLICES = 100_000
+_PLAN_HERE_SLICES = 2_000_000
 """Up to this many slices a strategy that needs no model is planned within the server, without a child process."""
 
 

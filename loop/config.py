@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Self
 
 from loop.errors import BadInput
@@ -17,8 +16,6 @@ DATASET_FILE = "nextslice.json"
 
 _MOST_LABELS = 254
 """Masks are bytes, 0 is background, and 255 marks voxels that nobody annotated."""
-
-_NO_PARAMETERS: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
@@ -32,7 +29,13 @@ def setting(
     high: float | None = None,
 ) -> Any:
     """A configuration key: its default, its meaning, and what it may be."""
-    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
+    return field(default=default, metadata=_described_as(help, choices, low, high))
+
+
+def _described_as(
+    help: str, choices: tuple[str, ...] = (), low: float | None = None, high: float | None = None
+) -> dict[str, Any]:
+    return {"help": help, "choices": choices, "low": low, "high": high}
 
 
 @dataclass(frozen=True)
@@ -58,9 +61,11 @@ class AppConfig:
     rescan_seconds: float = setting(30.0, "look for new images at least this often, besides file events", low=1)
 
     strategy: str = setting("sb_max_entropy", "the default query strategy")
-    parameters: Mapping[str, Mapping[str, Any]] = setting(
-        _NO_PARAMETERS,
-        "set with one key each, STRATEGY.PARAMETER, such as bald.passes; `nextslice strategies` lists them",
+    parameters: Mapping[str, Mapping[str, Any]] = field(
+        default_factory=dict,
+        metadata=_described_as(
+            "of strategies, one key each: STRATEGY.PARAMETER, such as bald.passes; `nextslice strategies` lists them"
+        ),
     )
     cold_start: str = setting("spread", "opens the rounds while there is no model; must need none")
     random_serves_default: bool = setting(

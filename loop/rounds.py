@@ -143,7 +143,7 @@ class Loop:
                 return None
         selection = strategy.ask(pool, signals, budget, **draw)
         header = {
-            "strategy": name, "selected_by": selected_by, "parameters": dict(parameters or {}), "model": model,
+            "strategy": name, "selected_by": selected_by, "parameters": self._parameters(name, parameters), "model": model,
             "unit": self.config.unit, "budget": budget, "candidates": len(pool.candidates), "seed": self.config.seed,
             "opened_at": self.clock(), "seconds": self.clock() - started, "state": "open",
         }  # fmt: skip
@@ -155,7 +155,10 @@ class Loop:
         Raises:
             NotFound, BadInput: unknown strategy or parameter.
         """
-        return strategies.get(name, {**self.config.parameters.get(name, {}), **(parameters or {})})
+        return strategies.get(name, self._parameters(name, parameters))
+
+    def _parameters(self, name: str, parameters: Mapping[str, Any] | None) -> dict[str, Any]:
+        return {**self.config.parameters.get(name, {}), **(parameters or {})}
 
     def _next_round_no(self) -> int:
         with self.store.read() as connection:

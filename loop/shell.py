@@ -115,5 +115,5 @@ class SweepScoring(ScoringMethod):
             raise BadInput(f"budget must be a whole number from 1 to 1000000, got {str(budget)[:40]!r}.")
         if not isinstance(parameters, Mapping):
             raise BadInput(f"parameters must be a JSON object, got {type(parameters).__name__}.")
-        strategies.get(self.strategy, parameters)
+        self.conductor.loop.strategy(self.strategy, parameters)
         return {"strategies": [self.strategy], "budget": budget, "parameters": dict(parameters)}

@@ -17,8 +17,9 @@ from tqdm import tqdm
 import models
 import strategies
 from infers.engine import PoolViews, Segmenter, Source, pick_device
+from loop.allocation import keep_freed_memory
 from loop.config import AppConfig
-from loop.errors import NextSliceError
+from loop.errors import BadInput, NextSliceError
 from loop.pool import IntArray, Pool
 from loop.rounds import Loop, Swept
 from loop.signal_cache import Keys, SignalCache
@@ -74,6 +75,7 @@ def run(workplace: Workplace, job_id: str) -> None:
     """The child process's main function: do the job, and leave its end in the store whatever happens."""
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] [%(process)s] %(levelname)s %(message)s")
     _end_with_parent()
+    keep_freed_memory()
     store = Store(workplace.store_url)
     loop = Loop(store, workplace.open_config())
     job = loop.jobs.get(job_id)
@@ -192,12 +194,18 @@ def sweep_and_plan(worker: Worker) -> dict[str, Any]:
     needs = tuple({signal.name: signal for strategy in chosen for signal in strategy.needs}.values())
     if digest is not None and needs:
         source(worker.loop.catalogue.build_pool(), needs)
-    opened = {
-        name: worker.loop.plan(
-            name, source, model=digest, parameters=request.get("parameters"), budget=request.get("budget")
-        )
-        for name in names
-    }
+    opened: dict[str, int | None] = {}
+    errors: dict[str, Exception] = {}
+    for name in names:
+        try:
+            opened[name] = worker.loop.plan(
+                name, source, model=digest, parameters=request.get("parameters"), budget=request.get("budget")
+            )
+        except (NextSliceError, ValueError) as error:  # the others' rounds must not fail with it
+            errors[name] = error
+            worker.warn(f"No round of {name}: {error}")
+    if errors and not opened:
+        raise BadInput("; ".join(f"{name}: {error}" for name, error in errors.items()))
     return {"rounds": opened, "model": digest}
 
 

@@ -3,7 +3,6 @@
 import warnings
 
 import numpy as np
-from kneed import KneeLocator
 
 from loop.signals import FloatArray
 
@@ -27,6 +26,9 @@ def elbow(values: FloatArray) -> int | None:
     # Neither a line through two points nor a level one bends.
     if len(values) < 3 or values[0] == values[-1]:
         return None
+    # Imported here because it brings matplotlib, which no other strategy needs.
+    from kneed import KneeLocator
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         knee = KneeLocator(range(len(values)), values, S=_SENSITIVITY, curve="convex", direction="decreasing").knee

@@ -4,9 +4,6 @@ import warnings
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.cluster import KMeans, MiniBatchKMeans
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.neighbors import NearestNeighbors
 
 from loop.signals import FloatArray
 from strategies._compiled import IntArray, finite_matrix
@@ -81,6 +78,10 @@ def typical_rows(
 
 def _clusters(features: FloatArray, count: int, rng: np.random.Generator) -> IntArray:
     """The cluster (N,) of each row, numbered by their lowest rows; fewer than `count` where rows are duplicates."""
+    # Imported here because it takes a second that no other strategy needs to pay.
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+    from sklearn.exceptions import ConvergenceWarning
+
     count, seed = min(count, len(features)), int(rng.integers(2**31))
     model = (
         KMeans(count, n_init=1, random_state=seed)
@@ -98,6 +99,8 @@ def _clusters(features: FloatArray, count: int, rng: np.random.Generator) -> Int
 def _typicality(features: FloatArray) -> FloatArray:
     if len(features) == 1:
         return np.zeros(1)
+    from sklearn.neighbors import NearestNeighbors
+
     neighbours = NearestNeighbors(n_neighbors=min(_NEIGHBOURS, len(features) // 2), algorithm="brute").fit(features)
     distances: FloatArray = neighbours.kneighbors()[0]
     return np.asarray(1 / (_CLOSEST + distances.mean(axis=1)))

@@ -59,7 +59,7 @@ def test_strategies_lists_every_strategy(tmp_path: Path) -> None:
     import strategies
 
     listed = nextslice("strategies", cwd=tmp_path).stdout
-    assert all(re.search(rf"^{name} ", listed, re.MULTILINE) for name in strategies.names())
+    assert all(re.search(rf"^\| {name} +\|", listed, re.MULTILINE) for name in strategies.names())
 
 
 def test_demo_data_refuses_to_overwrite(tmp_path: Path) -> None:

@@ -646,6 +646,7 @@ def test_kept_entries_are_those_of_the_whole_gradient(
     for indices in ((0,), (total - 1, 3, 3, 100), (5, 4)):
         close(study.collect(segmenter, Gradients(layer, indices=indices))[1], whole[:, list(indices)])
     monkeypatch.setattr(gradients_module, "_NUMBERS_AT_ONCE", 1)
+    monkeypatch.setattr(views_module, "_PIXELS_AT_ONCE", {"cpu": 1})
     close(study.collect(segmenter, Gradients(layer))[1], whole)
     for indices in ((total,), (-1, 2)):
         with pytest.raises(ValueError, match=f"has {total} entries"):
