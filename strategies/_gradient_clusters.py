@@ -7,7 +7,7 @@ import numpy as np
 
 from loop.pool import Pool
 from loop.signals import Signal
-from strategies._base import Selection, Signals, Strategy, parameter
+from strategies._base import Selection, Signals, Strategy, parameter, places
 from strategies._kmeanspp import kmeans_pp
 
 
@@ -33,4 +33,10 @@ class GradientClusters(Strategy):
         trials = self.local_trials or 2 + int(np.log(k))
         first = cast(Literal["random", "max_norm"], self.first)
         picked, squares = kmeans_pp(embeddings, k, rng, first=first, local_trials=trials)
-        return Selection(rows[picked], np.sqrt(squares))
+        # Without a temporary of the embeddings' size, which may be gigabytes.
+        lengths = np.einsum("nd,nd->n", embeddings, embeddings, dtype=np.float64)
+        why = (
+            f"would change the model {'just as one before it' if place and not square else 'in its own way'}; how much: {share}"
+            for place, (square, share) in enumerate(zip(squares, places(lengths, picked), strict=True))
+        )
+        return Selection(rows[picked], np.sqrt(squares), tuple(why))

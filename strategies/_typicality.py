@@ -26,7 +26,7 @@ def typical_rows(
     rng: np.random.Generator,
     candidates: IntArray | None = None,
     normalize: bool = False,
-) -> tuple[IntArray, FloatArray]:
+) -> tuple[IntArray, FloatArray, IntArray, IntArray]:
     """Pick the most typical row of each cluster: those with the fewest labels first, of equals the largest.
 
     All rows are clustered into min(labelled + k, 500) by k-means. Passes over the clusters go on until k are picked, one
@@ -43,6 +43,7 @@ def typical_rows(
     Returns:
         rows (k,) in the order of the picks, and their typicality (k,), higher = more typical: 1 / (1e-5 + mean Euclidean
         distance to the min(20, half of them) nearest among its cluster's candidates that are left); 0 for the last one left.
+        Of the cluster of each, how many rows it has (k,), and how many of them are labelled (k,).
 
     Raises:
         ValueError: features that are not finite, or k, labels or candidates out of range.
@@ -60,17 +61,19 @@ def typical_rows(
     size, labels = np.bincount(clusters), np.bincount(clusters[labeled], minlength=clusters.max() + 1)
     left = {cluster: rows[clusters[rows] == cluster] for cluster in range(len(size))}
     order = sorted(left, key=lambda cluster: (labels[cluster], -size[cluster]))
-    picked: list[tuple[int, float]] = []
+    picked: list[tuple[int, float, int]] = []
     for large in (True, False):
         waiting = [cluster for cluster in order if (size[cluster] > _SMALL) == large and len(left[cluster])]
         while waiting and len(picked) < k:
             for cluster in waiting[: k - len(picked)]:
                 typicality = _typicality(features[left[cluster]])
                 best = int(np.argmax(typicality))
-                picked.append((int(left[cluster][best]), float(typicality[best])))
+                picked.append((int(left[cluster][best]), float(typicality[best]), cluster))
                 left[cluster] = np.delete(left[cluster], best)
             waiting = [cluster for cluster in waiting if len(left[cluster])]
-    return np.array([row for row, _ in picked], np.int64), np.array([typicality for _, typicality in picked])
+    found, values, of = zip(*picked, strict=True)
+    chosen = np.array(of, np.int64)
+    return np.array(found, np.int64), np.array(values), size[chosen], labels[chosen]
 
 
 def _clusters(features: FloatArray, count: int, rng: np.random.Generator) -> IntArray:

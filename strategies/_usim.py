@@ -74,5 +74,11 @@ class Usim(Strategy):
         picked, gains = facility_location_mutual_information(
             kernel, k, eta=self.eta, signed=self.signed, backend=backend
         )
-        why = f"stands for many of {len(query)} uncertain ones, drawn where rarely annotated classes are unstable"
-        return Selection(pool.candidates[picked], gains, (why,) * k)
+        return Selection(pool.candidates[picked], gains, (self._reason(pool, signals, query),) * k)
+
+    def _reason(self, pool: Pool, signals: Signals, query: IntArray) -> str:
+        others = len(np.unique(query))
+        if not self.uncertainties(pool, signals).any():
+            return f"looks to the model like many of {others} others, drawn at random because none is uncertain"
+        rare = "; rarely annotated structures count more" if len(pool.voxels) else ""
+        return f"looks to the model like many of {others} uncertain ones{rare}"

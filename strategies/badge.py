@@ -12,7 +12,7 @@ class Badge(GradientClusters):
     """The embedding of `alges_img`; the largest gradient first, then plain D^2 sampling."""
 
     name = "badge"
-    asks_for = "large and diverse gradients"
+    asks_for = "would change the model most, each in its own way"
     source = "Ash et al. 2020, algorithm 1; USIM paper, baselines"
     embedding = ALGES_IMAGE
 

@@ -12,7 +12,7 @@ class Bald(McDropout):
     """mean_S( H(mean_t p_t) - mean_t H(p_t) ), in nats, never below 0."""
 
     name = "bald"
-    asks_for = "where dropout passes contradict each other most"
+    asks_for = "where repeated predictions contradict each other most"
     source = "Houlsby 2011; USIM and metric-learning core-set papers, baselines"
 
     @property

@@ -6,7 +6,7 @@ import numpy as np
 
 from loop.pool import Pool
 from loop.signals import Signal
-from strategies._base import Selection, Signals, Strategy, parameter
+from strategies._base import Selection, Signals, Strategy, parameter, places
 from strategies._noise import power_noise
 from strategies._signals import CLASS_ENTROPY
 from strategies._strata import REST, stratified_top_k
@@ -44,10 +44,15 @@ class ClaspPe(Strategy):
         beta = self.beta(int(pool.labeled.sum()) // k)
         by_class = signals[CLASS_ENTROPY.name][rows]
         noised = [power_noise(by_class[:, number], beta, rng) for number in range(1, by_class.shape[1])]
-        common = power_noise(signals[MaxEntropy().signal.name][rows], beta, rng)
+        entropy = signals[MaxEntropy().signal.name][rows]
+        common = power_noise(entropy, beta, rng)
         picked, strata = stratified_top_k(noised, common, k, rng, share=self.share)
         scores = np.array([(common if s == REST else noised[s])[i] for i, s in zip(picked, strata, strict=True)])
-        why = tuple(
-            "uncertain as a whole" if s == REST else f"uncertain where the model sees class {s + 1}" for s in strata
-        )
-        return Selection(rows[picked], scores, why)
+        why = np.empty(k, object)
+        for number in range(by_class.shape[1]):
+            # Where the scores of all items are asked of, without the noise.
+            mine = np.flatnonzero(strata == (number - 1 if number else REST))
+            what = f"uncertain where the model sees class {number}" if number else "uncertain as a whole"
+            found = places(by_class[:, number] if number else entropy, picked[mine])
+            why[mine] = [f"{what}: {place}" for place in found]
+        return Selection(rows[picked], scores, tuple(why))

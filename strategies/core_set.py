@@ -1,11 +1,12 @@
 """Core-set: cover the pool."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from loop.pool import Pool
-from loop.signals import Signal
+from loop.signals import FloatArray, Signal
 from strategies._base import Selection, Signals, Strategy
 from strategies._kcenter import k_center_greedy
 from strategies._signals import BOTTLENECK_FEATURES
@@ -32,6 +33,17 @@ class CoreSet(Strategy):
         features = signals[BOTTLENECK_FEATURES.name][rows]
         labeled = pool.labeled[rows]
         picked, distances = k_center_greedy(features, k, labeled=labeled, rng=rng, candidates=candidates)
-        anchor = "anything labelled so far, and the picks before it" if labeled.any() else "the picks before it"
-        why = tuple(f"unlike {anchor}: distance {distance:.3g}" for distance in distances)
-        return Selection(rows[picked], distances, why)
+        return Selection(rows[picked], distances, tuple(_reasons(distances, len(candidates), bool(labeled.any()))))
+
+
+def _reasons(distances: FloatArray, count: int, from_labels: bool) -> Iterator[str]:
+    for place, distance in enumerate(distances):
+        if place == 0:
+            why = f"of {count}, the one least like anything labelled so far"
+            yield why if from_labels else "drawn at random, to begin with: nothing is labelled yet"
+        elif distance == 0:
+            yield "nothing new is left: looks to the model just like one before it"
+        elif from_labels:
+            yield f"of {count}, the one least like anything labelled so far or chosen before it"
+        else:
+            yield f"of {count}, the one least like those chosen before it"

@@ -12,7 +12,7 @@ class EnsembleEntropy(EnsembleScore):
     """mean_S H(mean_m p_m), in nats."""
 
     name = "ensemble_entropy"
-    asks_for = "most uncertain by the ensemble's entropy"
+    asks_for = "where several models together are least certain"
     source = "metric-learning core-set paper, baselines"
 
     @property

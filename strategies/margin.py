@@ -11,6 +11,6 @@ class Margin(PixelUncertainty):
     """-mean_S( p_(1) - p_(2) ): how little the likeliest class leads the second."""
 
     name = "margin"
-    asks_for = "smallest lead of the likeliest class"
+    asks_for = "where the two likeliest classes are closest"
     source = "ALGES paper, eq. 9-10"
     pixel_map = staticmethod(margin_map)

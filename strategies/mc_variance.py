@@ -13,7 +13,7 @@ class McVariance(McDropout):
     """Mean over the classes of mean_S var_t p_t; the variance is divided by T."""
 
     name = "mc_variance"
-    asks_for = "most unstable under dropout (variance)"
+    asks_for = "where repeated predictions vary most (variance)"
     source = "BSQ paper, eq. 2"
 
     passes: int = parameter(17, "stochastic forward passes, T", low=2, high=1000)

@@ -12,7 +12,7 @@ class MeanStd(McDropout):
     """Mean over classes and pixels of std_t p_t."""
 
     name = "mean_std"
-    asks_for = "most unstable under dropout (standard deviation)"
+    asks_for = "where repeated predictions vary most (standard deviation)"
     source = "USIM paper, baselines; Kendall 2017"
 
     @property

@@ -6,8 +6,9 @@ import numpy as np
 
 from loop.pool import Pool
 from loop.signals import FloatArray, Signal
-from strategies._base import ScoreStrategy, Signals, parameter
+from strategies._base import ScoreStrategy, Selection, Signals, parameter, places
 from strategies._noise import power_noise
+from strategies._topk import top_k
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,22 @@ class Power(ScoreStrategy):
         return self.inner.needs
 
     def score(self, pool: Pool, signals: Signals, rng: np.random.Generator) -> FloatArray:
-        rows = pool.candidates
         scores = np.full(len(pool), -np.inf)
-        plain = self.inner.score(pool, signals, rng)[rows]
-        if plain.min() < -1e-6:
-            raise ValueError(f"{self.name} needs scores of 0 or more, {self.inner.name} gave {plain.min():.3g}.")
-        scores[rows] = power_noise(plain, self.beta, rng)
+        scores[pool.candidates] = power_noise(self._plain(pool, signals, rng), self.beta, rng)
         return scores
 
-    def reasons(self, scores: FloatArray, chosen: np.ndarray) -> tuple[str, ...]:
-        return (f"drawn at random, the likelier the higher it scores ({self.inner.asks_for})",) * len(chosen)
+    def select(self, pool: Pool, signals: Signals, k: int, rng: np.random.Generator) -> Selection:
+        plain = self._plain(pool, signals, rng)
+        noised = power_noise(plain, self.beta, rng)
+        chosen = top_k(noised, k, rng)
+        # The place without the noise: that is what the item is, not how the draw went.
+        drawn = f"drawn at random, the likelier the higher its score ({self.inner.asks_for}); by itself"
+        why = (f"{drawn} in the {place}" for place in places(plain, chosen))
+        return Selection(pool.candidates[chosen], noised[chosen], tuple(why))
+
+    def _plain(self, pool: Pool, signals: Signals, rng: np.random.Generator) -> FloatArray:
+        """(M,) scores of the candidates, without noise."""
+        plain = self.inner.score(pool, signals, rng)[pool.candidates]
+        if plain.min() < -1e-6:
+            raise ValueError(f"{self.name} needs scores of 0 or more, {self.inner.name} gave {plain.min():.3g}.")
+        return plain

@@ -1,5 +1,6 @@
 """Any strategy, with few items of one volume."""
 
+from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +16,7 @@ class SpreadOverVolumes(Strategy):
 
     The wrapped strategy selects; of what it selects, in its order, a volume's first m stay. For what is still wanted it
     selects again, with those counted as labelled and full volumes left out. When every volume is full, each may give m more.
+    Where no volume would give more than m, the answer is that of the wrapped strategy.
     """
 
     name = "spread_over_volumes"
@@ -51,17 +53,18 @@ class SpreadOverVolumes(Strategy):
             if not count:
                 bound += self.per_volume
                 continue
-            seed = int(rng.integers(2**63))
-            wanted = self.inner.needs_next(left, signals, count, np.random.default_rng(seed))
+            # A copy, because what is needed next is told from the same draws that the selection will make.
+            wanted = self.inner.needs_next(left, signals, count, deepcopy(rng))
             if missing := tuple(need for need in wanted if need.name not in signals):
                 break
-            chosen = self.inner.select(left, signals, count, np.random.default_rng(seed))
+            chosen = self.inner.select(left, signals, count, rng)
             reasons = chosen.why or (self.inner.asks_for,) * count
             kept = _first_of_each(left.volume[chosen.rows], bound - given)
             rows, scores = np.append(rows, chosen.rows[kept]), np.append(scores, chosen.scores[kept])
-            why += [f"{reasons[i]}; few of one volume" for i in kept]
+            later = " (among the volumes with room left)" if len(rows) > len(kept) else ""
+            why += [reasons[i] + later for i in kept]
             given = np.bincount(pool.volume[rows], minlength=len(given))
-        return Selection(rows, scores, tuple(why)), missing
+        return Selection(rows, scores, tuple(f"{reason}; at most {bound} of one volume" for reason in why)), missing
 
 
 def _first_of_each(volumes: np.ndarray, room: np.ndarray) -> np.ndarray:

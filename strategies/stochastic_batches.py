@@ -6,7 +6,7 @@ import numpy as np
 
 from loop.pool import Pool
 from loop.signals import Signal
-from strategies._base import ScoreStrategy, Selection, Signals, Strategy, parameter
+from strategies._base import ScoreStrategy, Selection, Signals, Strategy, parameter, places
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,9 @@ class StochasticBatches(Strategy):
         batches = _batches(len(candidates), k, self.resample, rng)
         best = batches[np.argmax(scores[batches].mean(axis=1))]
         chosen = best[np.argsort(-scores[best], kind="stable")]
-        why = f"in the most uncertain of {len(batches)} random batches ({self.inner.asks_for})"
-        return Selection(candidates[chosen], scores[chosen], (why,) * k)
+        batch = f"in the most uncertain of {len(batches)} random batches ({self.inner.asks_for}); by itself"
+        why = tuple(f"{batch} in the {place}" for place in places(scores, chosen))
+        return Selection(candidates[chosen], scores[chosen], why)
 
 
 def _batches(n: int, size: int, resample: bool, rng: np.random.Generator) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 
 from loop.pool import Pool
 from loop.signals import Signal
-from strategies._base import Selection, Signals, Strategy, parameter
+from strategies._base import Selection, Signals, Strategy, parameter, places
 from strategies._signals import BOTTLENECK_FEATURES, mc_variance
 from strategies._submodular import maximum_cover
 from strategies._topk import top_k
@@ -45,5 +45,5 @@ class SuggestiveAnnotation(Strategy):
         count = min(max(self.n_unc or 2 * k, k), len(rows))
         uncertain = np.sort(top_k(scores, count, rng))
         picked, gains = maximum_cover(signals[BOTTLENECK_FEATURES.name][rows], k, candidates=uncertain)
-        why = f"among the {count} most uncertain of {len(rows)}, and like many that are not covered yet"
-        return Selection(rows[picked], gains, (why,) * k)
+        why = (f"uncertain ({place}), and stands for many that look like it" for place in places(scores, picked))
+        return Selection(rows[picked], gains, tuple(why))

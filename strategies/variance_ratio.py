@@ -12,7 +12,7 @@ class VarianceRatio(EnsembleScore):
     """mean_S( 1 - modal vote count / M )."""
 
     name = "variance_ratio"
-    asks_for = "where the members of the ensemble vote differently most"
+    asks_for = "where several models disagree most"
     source = "metric-learning core-set paper, baselines; Beluch 2018"
 
     @property

@@ -434,24 +434,26 @@ def test_uncovered_clusters_come_first_and_the_largest_of_them() -> None:
     sizes = [30, 20, 12, 40]
     blobs = [smooth(size, 3, i) * 0.1 + np.float32(100 * i) for i, size in enumerate(sizes)]
     blob = np.repeat(np.arange(4), sizes)
-    rows, typicality = typical_rows(
+    rows, typicality, sizes, labels = typical_rows(
         frozen(np.concatenate(blobs)), 3, labeled=mask(102, [5]), rng=rng_of(), candidates=frozen(np.arange(6, 102))
     )
     assert blob[rows].tolist() == [3, 1, 2]
+    assert sizes.tolist() == [40, 20, 12]
+    assert not labels.any()
     assert (typicality > 0).all()
 
 
 def test_small_clusters_wait() -> None:
     far = np.array([[100.0], [101.0], [102.0]], np.float32)
     features = frozen(np.concatenate([smooth(10, 1), far]))
-    rows, _ = typical_rows(features, 13, labeled=mask(13), rng=rng_of())
+    rows, *_ = typical_rows(features, 13, labeled=mask(13), rng=rng_of())
     assert sorted(rows.tolist()) == list(range(13))
-    rows, _ = typical_rows(features, 2, labeled=mask(13), rng=rng_of())
+    rows, *_ = typical_rows(features, 2, labeled=mask(13), rng=rng_of())
     assert (rows < 10).all()
 
 
 def test_typical_rows_of_duplicates_and_of_one() -> None:
-    rows, typicality = typical_rows(frozen(np.zeros((70, 2), np.float32)), 60, labeled=mask(70, [1]), rng=rng_of())
+    rows, typicality, *_ = typical_rows(frozen(np.zeros((70, 2), np.float32)), 60, labeled=mask(70, [1]), rng=rng_of())
     assert len(set(rows.tolist())) == 60
     assert np.isfinite(typicality).all()
     same(typical_rows(frozen(np.ones((1, 2), np.float32)), 1, labeled=mask(1), rng=rng_of()), (np.array([0]), [0.0]))
@@ -465,7 +467,7 @@ PICKERS: dict[str, Callable[[Array, int], Picks]] = {
     "k-means++": lambda x, k: kmeans_pp(x, k, rng_of()),
     "mutual information": lambda x, k: facility_location_mutual_information(x, k),
     "maximum cover": maximum_cover,
-    "TypiClust": lambda x, k: typical_rows(x, k, labeled=mask(len(x)), rng=rng_of()),
+    "TypiClust": lambda x, k: typical_rows(x, k, labeled=mask(len(x)), rng=rng_of())[:2],
 }
 
 
