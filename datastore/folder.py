@@ -7,6 +7,7 @@ Loop's; this class keeps files and looks after the door.
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -15,7 +16,6 @@ import time
 import unicodedata
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -32,6 +32,8 @@ from loop.durable import atomic, sync_file
 from loop.errors import BadInput, Conflict, Forbidden, NextSliceError, NotFound
 from loop.rounds import Loop, Submission
 
+logger = logging.getLogger(__name__)
+
 FINAL, ORIGINAL = "final", "original"
 TAGS = (FINAL, ORIGINAL)
 
@@ -40,6 +42,8 @@ _ID_LENGTH = 200
 _MOST_IN_STORE = 1 << 20
 """Bytes of a submission that is committed with its record and filed later; for a larger one the sync is not what takes long."""
 _FILED_AT_ONCE = 50
+_MASKS_AT_HAND = 256 << 20
+"""Bytes of masks kept until they are composed; others are read again."""
 
 
 class FolderDatastore(Datastore):
@@ -56,6 +60,7 @@ class FolderDatastore(Datastore):
         inside = state == self.root / ".nextslice"
         self.labels = (self.root if inside else state) / "labels"
         self._locks: dict[str, threading.RLock] = {}
+        self._uncomposed: dict[str, dict[int, npt.NDArray[np.uint8]]] = {}
         self._unsettled: dict[str, int] = {}
         self._locks_guard, self._scan_guard, self._filing = threading.Lock(), threading.Lock(), threading.Lock()
         self._name, self._description = self.root.name, "images of a local folder"
@@ -113,7 +118,7 @@ class FolderDatastore(Datastore):
         except NextSliceError as error:
             return Found(image_id, relative, version, error=str(error))
         i, j, k = header.shape
-        return Found(image_id, relative, version, (i, j, k), header.spacing)
+        return Found(image_id, relative, version, (i, j, k), header.spacing, header.affine.tolist())
 
     def image_path(self, image_id: str) -> Path:
         """The image's file.
@@ -141,7 +146,8 @@ class FolderDatastore(Datastore):
         return path
 
     def _header(self, image: RowMapping) -> Header:
-        return _header_of(self._readable(image), str(image["version"]))
+        self._readable(image)
+        return Header(tuple(image["shape"]), np.array(image["affine"]))
 
     def add_image(self, image_id: str, image_filename: str, image_info: Mapping[str, Any]) -> str:
         """Take in an uploaded volume under a new id.
@@ -225,9 +231,9 @@ class FolderDatastore(Datastore):
         slices: Sequence[int] | None = None,
         params: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Keep a label for ever, count its slices as annotated, and renew the composite masks.
+        """Keep a label for ever, and count its slices as annotated.
 
-        The label is durable when this returns. Slices: those named; else those the ticket asked for; else the whole volume.
+        The label is durable when this returns; the composite masks are renewed by `settle`, or when somebody wants them. Slices: those named; else those the ticket asked for; else the whole volume.
 
         Args:
             file: what was uploaded; a copy is kept as it is.
@@ -261,7 +267,7 @@ class FolderDatastore(Datastore):
                     voxels=voxels_of(mask, image["axis"], slices, len(self.loop.config.labels) + 1), content=content,
                 ),
             )  # fmt: skip
-            self._compose(image, header, {number: mask})
+            self._compose_later(image_id, number, mask)
         return {"submission": number, "slices": list(slices), "ticket": ticket}
 
     def _keep(self, file: Path, image_id: str) -> tuple[str, str, bytes | None]:
@@ -303,6 +309,21 @@ class FolderDatastore(Datastore):
         """Whether a file is an upload or a result of ours, which nobody else keeps."""
         return file.is_relative_to(self.state / "incoming")
 
+    def _compose_later(self, image_id: str, number: int, mask: npt.NDArray[np.uint8]) -> None:
+        """Leave the composite to `settle`, with the mask at hand while there is room for it."""
+        with self._locks_guard:
+            waiting = self._uncomposed.setdefault(image_id, {})
+            held = sum(kept.nbytes for masks in self._uncomposed.values() for kept in masks.values())
+            if held + mask.nbytes <= _MASKS_AT_HAND:
+                waiting[number] = mask
+
+    def _compose_now(self, image_id: str) -> None:
+        with self._lock(image_id):
+            with self._locks_guard:
+                fresh = self._uncomposed.pop(image_id, {})
+            image = self.loop.catalogue.image(image_id)
+            self._compose(image, self._header(image), fresh)
+
     def _compose(self, image: RowMapping, header: Header, fresh: Mapping[int, npt.NDArray[np.uint8]]) -> None:
         """Write both composite masks: each slice from the newest submission that annotated it.
 
@@ -330,12 +351,19 @@ class FolderDatastore(Datastore):
             self._unsettled[image_id] = max(sent, default=0)
 
     def settle(self) -> None:
-        """Give submissions their files; make the composite masks written since the last time durable, and record that.
+        """Give submissions their files, renew the composite masks of images with new ones, and make both durable.
 
         Apart from the answer to a save, which need not wait for it: what was sent is in the store, the masks follow from
         it, and a crash before this only means that the next start does it.
         """
         self._file()
+        with self._locks_guard:
+            uncomposed = list(self._uncomposed)
+        for image_id in uncomposed:
+            try:
+                self._compose_now(image_id)
+            except NextSliceError as error:  # its image is gone or changed; when it is back, the next reader composes
+                logger.warning("The composite mask of %s was not renewed: %s", image_id, error)
         with self._locks_guard:
             settling = dict(self._unsettled)
         masks = [self.label_path(image_id, tag) for image_id in settling for tag in TAGS]
@@ -392,8 +420,7 @@ class FolderDatastore(Datastore):
         image = self.loop.catalogue.image(label_id)
         path = self.label_path(label_id, tag)
         if image["submission"] and (self._is_behind(image) or not path.is_file()):
-            with self._lock(label_id):
-                self._compose(image, self._header(image), {})
+            self._compose_now(label_id)
         if not path.is_file():
             raise NotFound(f"There is no label {tag!r} of {label_id!r} yet.")
         return path
@@ -508,6 +535,7 @@ class FolderDatastore(Datastore):
 
     def get_dataset_archive(self, limit_cases: int | None) -> str:
         """A ZIP with the annotated images, their composite masks, and which slices are annotated; removed by the caller."""
+        self.settle()
         target = self.state / "incoming" / f"dataset-{time.time_ns()}.zip"
         rows = self.loop.labeled_images()[: limit_cases or None]
         with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
@@ -522,12 +550,6 @@ class FolderDatastore(Datastore):
     def _lock(self, image_id: str) -> threading.RLock:
         with self._locks_guard:
             return self._locks.setdefault(image_id, threading.RLock())
-
-
-@lru_cache(maxsize=4096)
-def _header_of(path: Path, version: str) -> Header:
-    """The header of a file that changes its version when it changes."""
-    return read_header(path)
 
 
 def check_id(image_id: str) -> None:

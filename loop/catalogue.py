@@ -29,6 +29,7 @@ class Found:
         path: relative to the data folder.
         version: changes when the file does.
         shape, spacing: voxels and mm along the three axes (i, j, k); None if the header could not be read.
+        affine: (4, 4) rows, to RAS mm; None as shape.
         error: why it cannot be used.
     """
 
@@ -37,6 +38,7 @@ class Found:
     version: str
     shape: tuple[int, int, int] | None = None
     spacing: tuple[float, float, float] | None = None
+    affine: list[list[float]] | None = None
     error: str | None = None
 
 
@@ -111,10 +113,11 @@ class Catalogue:
     def _facts(self, image: Found) -> dict[str, Any]:
         facts: dict[str, Any] = {"path": image.path, "version": image.version, "error": image.error, "missing": False}
         if image.shape is None or image.spacing is None:
-            return facts | {"shape": None, "spacing": None, "axis": None, "n_slices": 0}
+            return facts | {"shape": None, "spacing": None, "affine": None, "axis": None, "n_slices": 0}
         axis = self.axis_of(image.spacing)
         n_slices = image.shape[axis]
-        return facts | {"shape": list(image.shape), "spacing": list(image.spacing), "axis": axis, "n_slices": n_slices}
+        geometry = {"shape": list(image.shape), "spacing": list(image.spacing), "affine": image.affine}
+        return facts | geometry | {"axis": axis, "n_slices": n_slices}
 
     def _update(self, connection: Connection, image: Found, known: RowMapping) -> None:
         facts = self._facts(image)

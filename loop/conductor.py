@@ -99,9 +99,9 @@ class Conductor:
             except Exception:  # the conductor must outlive every error; it is told in the log and tried again
                 logger.exception("The conductor met an error and goes on")
                 self._stop.wait(1)
-            # However many labels come in, looking must not take the time that serving needs.
-            self._stop.wait(_PAUSE_SECONDS)
             self._wake.wait(_TICK_SECONDS)
+            # However many labels come in, looking must not take the time that serving needs: not at once, and not often.
+            self._stop.wait(_PAUSE_SECONDS)
 
     def tick(self) -> None:
         """One look at the state."""

@@ -564,7 +564,10 @@ class Loop:
                 connection.execute(images.update().where(where).values(composite=submission))
 
     def labeled_images(self) -> list[dict[str, Any]]:
-        """Images with annotated slices: the record, and `slices` ascending. What training and validation see."""
+        """Images with annotated slices: the record, and `slices` ascending. What training and validation see.
+
+        Only slices that the composite mask on disk has: one that was saved a moment ago waits for the next training.
+        """
         with self.store.read() as connection:
             rows = (
                 connection.execute(sa.select(images).where(images.c.n_labeled > 0).order_by(images.c.row))
@@ -572,9 +575,14 @@ class Loop:
                 .all()
             )
             found: dict[str, list[int]] = {}
-            for row in connection.execute(sa.select(labels.c.image_id, labels.c.slice).order_by(labels.c.slice)):
+            composed = (
+                sa.select(labels.c.image_id, labels.c.slice)
+                .join(images, (images.c.id == labels.c.image_id) & (labels.c.submission <= images.c.composite))
+                .order_by(labels.c.slice)
+            )
+            for row in connection.execute(composed):
                 found.setdefault(row.image_id, []).append(row.slice)
-        return [dict(row) | {"slices": found[row["id"]]} for row in rows]
+        return [dict(row) | {"slices": found[row["id"]]} for row in rows if row["id"] in found]
 
     # --- models
 

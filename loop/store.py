@@ -27,6 +27,7 @@ images = sa.Table(
     sa.Column("split", sa.Text, nullable=False),
     sa.Column("shape", sa.JSON),
     sa.Column("spacing", sa.JSON),
+    sa.Column("affine", sa.JSON),
     sa.Column("axis", sa.Integer),
     sa.Column("n_slices", sa.Integer, nullable=False),
     sa.Column("n_labeled", sa.Integer, nullable=False, default=0),
