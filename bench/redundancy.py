@@ -67,7 +67,7 @@ class Setup:
 
 
 FULL = Setup(patients=20, start=20, budget=50, copies=100, epochs=12, steps=25, seeds=5)
-QUICK = Setup(patients=8, start=12, budget=20, copies=100, epochs=4, steps=20, seeds=1)
+QUICK = Setup(patients=6, start=12, budget=20, copies=100, epochs=4, steps=20, seeds=1)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Picked:
     Attributes:
         duplicates: picks that are duplicates of each other.
         rare: different slices with the rare structure among the picks; a second copy does not count.
-        query: share of duplicates in usim_f's query set, from which they were chosen or not.
+        query: share of duplicates in usim_f's query set.
         before: whether it picked the original, or a slice of it, when there were no copies; None where nobody asked.
     """
 
@@ -154,7 +154,8 @@ def duplicated(rule: Rule, pool: Pool, uncertainties: FloatArray, first: int) ->
     """
     row = first if rule is Rule.wanted else int(pool.candidates[uncertainties.argmax()])
     if rule is Rule.volume:
-        return pool.candidates[pool.volume[pool.candidates] == pool.volume[row]]
+        same: IntArray = pool.candidates[pool.volume[pool.candidates] == pool.volume[row]]
+        return same
     return np.array([row])
 
 
@@ -185,7 +186,8 @@ def with_copies(pool: Pool, rows: IntArray, count: int) -> tuple[Pool, IntArray]
 
 def uniform_picks(candidates: IntArray, query: IntArray, k: int, rng: np.random.Generator) -> IntArray:
     """k different rows of a query set, each as likely as the others however often it was drawn into the set."""
-    return rng.choice(candidates[np.unique(query)], k, replace=False)
+    picks: IntArray = rng.choice(candidates[np.unique(query)], k, replace=False)
+    return picks
 
 
 def trained(study: Study, labeled: IntArray, setup: Setup, seed: int) -> Segmenter:
@@ -324,7 +326,7 @@ def _of_rule(found: Sequence[Picked], setup: Setup) -> str:
     names = list(dict.fromkeys(picked.strategy for picked in found))
     rows = [_row([picked for picked in found if picked.strategy == name], setup.budget) for name in names]
     title = f"{setup.copies} items of the pool show {rule.value}; {setup.budget} picks, {seeds} seed{'s' * (seeds > 1)}"
-    header = ["strategy", "duplicates, mean (min-max)", "picks with the rare structure", "wanted it without copies"]
+    header = ["strategy", "duplicates, mean (min-max)", "picks with the rare structure", "picked it without copies"]
     value = ratio(found, rule)
     verdict = "at most" if value <= CLAIM else "more than"
     query = np.mean([picked.query for picked in found])
