@@ -130,7 +130,7 @@ def _voxels(mask: np.ndarray) -> IntArray:
 
 
 def start_set(rare: BoolArray, count: int, rng: np.random.Generator) -> IntArray:
-    """`count` rows at random, one of which shows the rare structure, so that no class is unknown to the model."""
+    """`count` rows at random, at least one of which shows the rare structure, so that no class is unknown to the model."""
     first = rng.choice(np.flatnonzero(rare))
     others = rng.permutation(np.delete(np.arange(len(rare)), first))
     return np.sort(np.append(others[: count - 1], first))
