@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
@@ -32,6 +33,7 @@ class UsimF(Usim):
     size: int = parameter(EMBEDDING_SIZE, "parameters drawn", low=1, high=10_000_000)
     fisher_items: int = parameter(200, "queries that the Fisher diagonal is averaged over", low=1, high=1_000_000)
     damping: float = parameter(0.01, "lambda as a share of the mean of F", low=0, high=1e6)
+    normalize: bool = parameter(False, "divide the kernel by the lengths of both gradients under F")
 
     def needs_next(self, pool: Pool, signals: Signals, k: int, rng: np.random.Generator) -> tuple[Need, ...]:
         fisher = self._fisher(pool, self.query_set(pool, signals, k, rng), rng)
@@ -62,7 +64,8 @@ class UsimF(Usim):
         damped = kept + self.damping * kept.mean()
         embeddings = signals[gradients("decoder", indices=drawn).name][pool.candidates]
         weights = np.divide(1.0, damped, out=np.zeros_like(damped), where=damped > 0)
-        return similarity_kernel(embeddings, embeddings[query], metric="dot", weights=weights)
+        metric: Literal["cosine", "dot"] = "cosine" if self.normalize else "dot"
+        return similarity_kernel(embeddings, embeddings[query], metric=metric, weights=weights)
 
 
 def _square(gradient: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ def test_monailabel_stays_in_its_rooms() -> None:
 def test_a_campaign_needs_no_monailabel() -> None:
     known = modules()
     users = {name for name, file in known.items() if any(target.startswith("monailabel") for target in imports(file))}
-    for name in ("loop.worker", "loop.conductor", "bench.robot", "bench.phantom"):
+    for name in ("loop.worker", "loop.conductor", "bench.robot", "bench.phantom", "bench.redundancy"):
         assert not reached(name, known) & users
 
 
