@@ -233,7 +233,8 @@ class FolderDatastore(Datastore):
     ) -> dict[str, Any]:
         """Keep a label for ever, and count its slices as annotated.
 
-        The label is durable when this returns; the composite masks are renewed by `settle`, or when somebody wants them. Slices: those named; else those the ticket asked for; else the whole volume.
+        The label is durable when this returns; the composite masks are renewed by `settle`, or when somebody wants them.
+        Slices: those named; else those the ticket asked for; else the whole volume.
 
         Args:
             file: what was uploaded; a copy is kept as it is.
