@@ -912,6 +912,7 @@ def test_strange_names_work_and_stay_inside(door: Door, name: str) -> None:
     assert door.next_sample(client_id=name).status_code == 200
     saved = door.put_label(image=name, params={"client_id": name, "annotated_slices": [1]})
     assert saved.status_code == 200, saved.text
+    assert door.get("/datastore/label", label=name, tag="final").status_code == 200
     assert (door.server.images / "labels" / "final" / f"{name}.nii.gz").is_file()
     assert "final" in door.labels()[name]
     assert door.tree(studies=False) == before

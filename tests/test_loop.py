@@ -479,6 +479,10 @@ def test_tell_keeps_everything_and_the_newest_counts(make: MakeLoop) -> None:
     assert loop.labeled_slices("patient000") == {1: first, 2: second, 3: second}
     assert [(row["annotator"], row["digest"]) for row in loop.submissions("patient000")] == [("a", "one"), ("b", "two")]
     assert loop.catalogue.counts()["labeled_slices"] == 3
+    assert loop.labeled_images() == [], "a training must not take slices that the composite mask does not hold yet"
+    loop.composed({"patient000": first})
+    assert [row["slices"] for row in loop.labeled_images()] == [[1]]
+    loop.composed({"patient000": second})
     assert [row["slices"] for row in loop.labeled_images()] == [[1, 2, 3]]
 
 

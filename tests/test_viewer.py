@@ -165,6 +165,8 @@ def test_a_second_visit_does_not_lose_the_first(demo: Path, tmp_path: Path, serv
         asked += sample["ask"]["slices"]
     assert len(set(asked)) == 2
     for tag in ("final", "original"):
+        with server.client() as http:
+            http.get("/datastore/label", params={"label": "patient001", "tag": tag}).raise_for_status()
         shown = nib.load(server.images / "labels" / tag / "patient001.nii.gz").get_fdata().transpose(2, 1, 0)
         for index in range(len(truth)):
             expected = np.maximum(truth[index], 1) if index in asked else 0
