@@ -47,8 +47,8 @@ def read_slices(learner: Representation, patients: Sequence[Sequence[Path]]) -> 
             volume += [len(data) - 1] * n
             patient += [number] * n
             position += range(n)
-    numbers = (np.array(values, np.int64) for values in (volume, patient, position))
-    return Slices(torch.cat(data), *numbers, labeled=np.zeros(len(volume), bool))
+    volumes, owners, positions = (np.array(values, np.int64) for values in (volume, patient, position))
+    return Slices(torch.cat(data), volumes, owners, positions, np.zeros(len(volumes), bool))
 
 
 def features_of(network: torch.nn.Module, slices: Slices, device: torch.device) -> FloatArray:

@@ -147,6 +147,8 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         network = _Projected(learner.network(settings.seed), learner.outputs).to(device).train()
+    if device.type == "cuda":
+        network = network.to(memory_format=torch.channels_last)
     _optimise(network, slices, batches, weights, settings, device, report)
     return {key: value.detach().cpu().clone() for key, value in network.encoder.state_dict().items()}
 
