@@ -284,13 +284,13 @@ def test_a_fifth_of_the_views_has_a_hole() -> None:
 # --- the encoder and its training
 
 
-def slices(patients: Sequence[Sequence[int]], size: int = 32, seed: int = 0) -> Slices:
+def slices(patients: Sequence[Sequence[int]], noise: float = 0.5, size: int = 32, seed: int = 0) -> Slices:
     """Every volume is a smooth picture of its own, like that of its patient, and every slice that with noise."""
     volume, patient, position = layout(patients)
     rng = np.random.default_rng(seed)
     coarse = rng.standard_normal((patient.max() + 1, 4, 4))[patient]
     coarse = coarse + 0.3 * rng.standard_normal((volume.max() + 1, 4, 4))[volume]
-    data = np.kron(coarse, np.ones((size // 4, size // 4))) + 0.5 * rng.standard_normal((len(volume), size, size))
+    data = np.kron(coarse, np.ones((size // 4, size // 4))) + noise * rng.standard_normal((len(volume), size, size))
     return Slices(
         torch.from_numpy(data[:, None].astype(np.float32)), volume, patient, position, np.zeros(len(volume), bool)
     )
@@ -328,7 +328,7 @@ def test_training_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [step["fraction"] for step in told] == [0.25, 0.5, 0.75, 1]
     assert all(math.isfinite(step["loss"]) and step["epochs"] == 2 for step in told)
     monkeypatch.setattr(contrastive, "EPOCHS", 4)
-    monkeypatch.setattr(contrastive, "MOST_STEPS", 3)
+    monkeypatch.setattr(contrastive, "MOST_STEPS_ON_CPU", 3)
     told.clear()
     train(SMALL, slices([[2], [2]]), RepresentationSettings(), CPU, lambda **progress: told.append(progress))
     assert [(step["epoch"], step["epochs"]) for step in told] == [(1, 4), (1, 4), (2, 4)]
@@ -354,7 +354,7 @@ def test_training_on_nothing_is_refused() -> None:
 
 
 def test_training_brings_patients_together() -> None:
-    data, network = slices([[4, 4], [4, 4], [4, 4], [4, 4]]), SMALL.network(0)
+    data, network = slices([[4, 4], [4, 4], [4, 4]], noise=1.5), SMALL.network(0)
 
     def apart() -> float:
         with torch.inference_mode():
@@ -363,7 +363,7 @@ def test_training_brings_patients_together() -> None:
 
     before = apart()
     load_into(network, train(SMALL, data, RepresentationSettings(4), CPU, silent), SMALL.name)
-    assert apart() < min(0.8, 0.9 * before)
+    assert apart() < 0.85 * before < 0.85
 
 
 # --- the strategy
@@ -429,12 +429,12 @@ def test_it_needs_the_encoder_and_no_segmentation_model() -> None:
 
 @pytest.fixture
 def few_slices(tmp_path: Path) -> Path:
-    """Three phantom patients with two volumes each, every sixth slice of them."""
+    """Two phantom patients with two volumes each, every eighth slice of them."""
     root = tmp_path / "demo"
-    write_phantoms(root, patients=3, seed=1, volumes_per_patient=2)
+    write_phantoms(root, patients=2, seed=1, volumes_per_patient=2)
     for file in [*root.rglob("*.nii.gz")]:
         volume = nib.load(file)
-        thin = volume.slicer[:, :, 2::6]
+        thin = volume.slicer[:, :, 4::8]
         nib.save(nib.Nifti1Image(np.asarray(thin.dataobj), thin.affine), file)
     return root
 
@@ -460,4 +460,4 @@ def test_the_first_round_is_its_own_before_there_is_a_model(few_slices: Path, se
         ).raise_for_status()
         assert http.get("/al/rounds").json()[0]["parameters"] == {"normalize": True}
         assert {job["status"] for job in http.get("/scoring/", params={"all": True}).json()} == {"DONE"}
-    assert len(list(few_slices.rglob("models/contrastive/*.json"))) == 1
+    assert len(list(few_slices.rglob("models/contrastive/*.pt"))) == 1
