@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             name, images = args.images.parent.name, args.images
         else:
             name, images = "phantoms", Path(folder) / "images"
-            write_phantoms(Path(folder), patients=2 * args.patients)
+            write_phantoms(Path(folder), patients=2 * args.patients, volumes_per_patient=2)
         patients = list(volumes_by_patient(images).values())[: 2 * args.patients]
         parts = {
             "trained on": read_slices(learner, patients[: args.patients]),
