@@ -15,6 +15,7 @@ from strategies.margin import Margin
 from strategies.max_entropy import MaxEntropy
 from strategies.mc_variance import McVariance
 from strategies.mean_std import MeanStd
+from strategies.metric_core_set import MetricCoreSet
 from strategies.power import Power
 from strategies.random import Random
 from strategies.spread import Spread
@@ -30,7 +31,7 @@ from strategies.variance_ratio import VarianceRatio
 for _strategy in (
     Random, Spread, ForegroundRandom,
     MaxEntropy, Margin, LeastConfidence, McVariance, MeanStd, Bald, VarianceRatio, EnsembleEntropy, Tta,
-    CoreSet, SuggestiveAnnotation, TypiClust,
+    CoreSet, SuggestiveAnnotation, TypiClust, MetricCoreSet,
     AlgesImg, AlgesSem, Badge, UsimC, UsimF, ClaspPe,
 ):  # fmt: skip
     register(_strategy.name, _strategy)

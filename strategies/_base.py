@@ -61,7 +61,7 @@ class Strategy(ABC):
     selection_cost: ClassVar[str] = "a sort"
     """What choosing costs once the signals are there."""
     further_cost: ClassVar[tuple[str, ...]] = ()
-    """What `needs_next` adds to the sweep."""
+    """What `needs_next`, or the training of a learner, adds to the sweep."""
 
     @property
     def needs(self) -> tuple[Signal, ...]:

@@ -17,6 +17,7 @@ from loop.views import (
     Augmentations,
     Augmented,
     Dropout,
+    Embedding,
     Ensemble,
     Features,
     Gradients,
@@ -198,6 +199,9 @@ def _same(vectors: Tensor) -> Tensor:
 
 BOTTLENECK_FEATURES = Signal("bottleneck_features", Features(), _same)
 """(N, d) globally averaged bottleneck activations."""
+
+CONTRASTIVE_FEATURES = Signal("contrastive_features", Embedding(), _same, model="contrastive")
+"""(N, 512) output of the group-contrastive encoder, not normalised (metric-learning core-set paper, section 3.2)."""
 
 
 def image_gradient(head: HeadView) -> Tensor:

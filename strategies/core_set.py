@@ -29,11 +29,19 @@ class CoreSet(Strategy):
         return (BOTTLENECK_FEATURES,)
 
     def select(self, pool: Pool, signals: Signals, k: int, rng: np.random.Generator) -> Selection:
-        rows, candidates = pool.known, pool.candidates_among_known
-        features = signals[BOTTLENECK_FEATURES.name][rows]
-        labeled = pool.labeled[rows]
-        picked, distances = k_center_greedy(features, k, labeled=labeled, rng=rng, candidates=candidates)
-        return Selection(rows[picked], distances, tuple(_reasons(distances, len(candidates), bool(labeled.any()))))
+        return covering(pool, signals[BOTTLENECK_FEATURES.name][pool.known], k, rng)
+
+
+def covering(pool: Pool, features: FloatArray, k: int, rng: np.random.Generator) -> Selection:
+    """The k candidates that k-centre greedy adds to what is labelled, scored by their distances.
+
+    Args:
+        features: (K, D) of the pool's known rows.
+    """
+    rows, candidates = pool.known, pool.candidates_among_known
+    labeled = pool.labeled[rows]
+    picked, distances = k_center_greedy(features, k, labeled=labeled, rng=rng, candidates=candidates)
+    return Selection(rows[picked], distances, tuple(_reasons(distances, len(candidates), bool(labeled.any()))))
 
 
 def _reasons(distances: FloatArray, count: int, from_labels: bool) -> Iterator[str]:

@@ -121,7 +121,7 @@ class LiveServer:
         )
 
 
-FAST = {"epochs": "1", "steps_per_epoch": "2", "batch_size": "2"}
+FAST = {"epochs": "1", "steps_per_epoch": "2", "batch_size": "2", "representation_epochs": "1"}
 """Settings of a training that only has to happen."""
 
 
