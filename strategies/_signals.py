@@ -17,6 +17,7 @@ from loop.views import (
     Augmentations,
     Augmented,
     Dropout,
+    Embedding,
     Ensemble,
     Features,
     Gradients,
@@ -198,6 +199,9 @@ def _same(vectors: Tensor) -> Tensor:
 
 BOTTLENECK_FEATURES = Signal("bottleneck_features", Features(), _same)
 """(N, d) globally averaged bottleneck activations."""
+
+INFO_VAE_LATENT = Signal("info_vae_latent", Embedding(), _same, model="info_vae")
+"""(N, 200) the mean of q(z | x) of an infoVAE that was trained on the pool (BSQ paper, section 2.3)."""
 
 
 def image_gradient(head: HeadView) -> Tensor:
