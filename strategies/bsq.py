@@ -21,7 +21,7 @@ class Bsq(Strategy):
     """
 
     name = "bsq"
-    asks_for = "uncertain, and of a kind that the pool has more of than the labels"
+    asks_for = "uncertain, and of a kind that few labels cover"
     source = "BSQ paper, eq. 2-8"
     selection_cost = "B evaluations of (n_unc, 200) tail probabilities"
     further_cost = ("an infoVAE trained once for the images there are",)

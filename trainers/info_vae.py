@@ -29,9 +29,9 @@ def mmd(q: Tensor, p: Tensor, sigma: float = SIGMA) -> Tensor:
     """() squared maximum mean discrepancy of samples q (n, D) and p (m, D), at least 0, 0 where they are the same.
 
     mean k(q, q') + mean k(p, p') - 2 mean k(q, p), each over all pairs, with k(z, z') = exp(-||z - z'||^2 / (2 sigma^2 D))
-    (BSQ paper, eq. 6). The paper prints the norm without its square, which is no Gaussian. The division by D is that of
-    infoVAE's authors, who average over the dimensions: two draws of a standard normal in 200 dimensions are 20 apart, and
-    exp(-20^2 / 2) is 0 in single precision, so that without it there would be nothing to learn from.
+    (BSQ paper, eq. 6). The paper prints the norm without its square, which is no Gaussian. The division by D is not printed;
+    infoVAE's published code has it too (twice). Two draws of a standard normal in 200 dimensions are 20 apart, and
+    exp(-20^2 / 2) is 0 in single precision: without it there would be nothing to learn from.
     """
 
     def similarity(a: Tensor, b: Tensor) -> Tensor:
