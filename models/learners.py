@@ -1,6 +1,8 @@
 """All representation learners; importing this module makes them known."""
 
 from models.contrastive import CONTRASTIVE
+from models.info_vae import info_vae
 from models.representation import register
 
 register(CONTRASTIVE)
+register(info_vae())

@@ -6,6 +6,7 @@ from strategies.alges_img import AlgesImg
 from strategies.alges_sem import AlgesSem
 from strategies.badge import Badge
 from strategies.bald import Bald
+from strategies.bsq import Bsq
 from strategies.clasp_pe import ClaspPe
 from strategies.core_set import CoreSet
 from strategies.ensemble_entropy import EnsembleEntropy
@@ -32,7 +33,7 @@ for _strategy in (
     Random, Spread, ForegroundRandom,
     MaxEntropy, Margin, LeastConfidence, McVariance, MeanStd, Bald, VarianceRatio, EnsembleEntropy, Tta,
     CoreSet, SuggestiveAnnotation, TypiClust, MetricCoreSet,
-    AlgesImg, AlgesSem, Badge, UsimC, UsimF, ClaspPe,
+    AlgesImg, AlgesSem, Badge, UsimC, UsimF, ClaspPe, Bsq,
 ):  # fmt: skip
     register(_strategy.name, _strategy)
 

@@ -203,6 +203,9 @@ BOTTLENECK_FEATURES = Signal("bottleneck_features", Features(), _same)
 CONTRASTIVE_FEATURES = Signal("contrastive_features", Embedding(), _same, model="contrastive")
 """(N, 512) output of the group-contrastive encoder, not normalised (metric-learning core-set paper, section 3.2)."""
 
+INFO_VAE_LATENT = Signal("info_vae_latent", Embedding(), _same, model="info_vae")
+"""(N, 200) the mean of q(z | x) of an infoVAE that was trained on the pool (BSQ paper, section 2.3)."""
+
 
 def image_gradient(head: HeadView) -> Tensor:
     """(B, K * d) gradient of the cross-entropy with the own prediction, mean over pixels, with respect to the head's weight.

@@ -41,6 +41,7 @@ NEEDY = [name for name in NAMES if strategies.get(name).needs]
 VECTORS = {
     "bottleneck": 6,
     "contrastive": 6,
+    "info_vae_latent": 5,
     "alges_image": 12,
     "alges_semantic": 3,
     "class": 3,

@@ -853,7 +853,15 @@ def test_spreading_scores_and_features_is_the_plain_way(m: int, k: int) -> None:
 def everything(n: int, seed: int = 0) -> dict[str, Array]:
     """Values of every signal there is."""
     rng = np.random.default_rng(seed)
-    vectors = {"bottleneck": 4, "contrastive": 4, "alges": 5, "mc_class": 3, "class_entropy": 3, "gradients": 7}
+    vectors = {
+        "bottleneck": 4,
+        "contrastive": 4,
+        "alges": 5,
+        "mc_class": 3,
+        "class_entropy": 3,
+        "gradients": 7,
+        "info_vae_latent": 6,
+    }
     found_ones = {name: rng.random((n, width)) for name, width in vectors.items()}
     return found_ones | {"": rng.random(n)}
 
@@ -906,7 +914,7 @@ def test_held_rows_are_as_if_they_were_not_there(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in strategies.names() if name != "spread"])
-def test_labelled_rows_act_in_core_sets_and_typiclust_alone(name: str) -> None:
+def test_labelled_rows_act_in_strategies_about_coverage_alone(name: str) -> None:
     strategy, values = strategies.get(name), everything(20)
     other = everything(20, seed=1)
     mixed = {
@@ -915,7 +923,7 @@ def test_labelled_rows_act_in_core_sets_and_typiclust_alone(name: str) -> None:
     same = [
         ask(strategy, SOME, values, k).rows.tolist() == ask(strategy, SOME, mixed, k).rows.tolist() for k in range(2, 8)
     ]
-    assert all(same) != (name in ("core_set", "metric_core_set", "typiclust"))
+    assert all(same) != (name in ("bsq", "core_set", "metric_core_set", "typiclust"))
 
 
 @pytest.mark.parametrize("name", strategies.names())
