@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+import models.learners  # noqa: F401 - makes the learners known
 import strategies
+import trainers.learners  # noqa: F401 - and how they are trained
 from infers.engine import PoolViews, Segmenter, pick_device
 from infers.representation import EmbeddingViews
 from infers.source import Source

@@ -61,7 +61,7 @@ class Strategy(ABC):
     selection_cost: ClassVar[str] = "a sort"
     """What choosing costs once the signals are there."""
     further_cost: ClassVar[tuple[str, ...]] = ()
-    """What `needs_next` adds to the sweep."""
+    """What the sweep costs besides: what `needs_next` adds, or the training of a learner."""
 
     @property
     def needs(self) -> tuple[Signal, ...]:
