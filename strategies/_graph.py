@@ -22,7 +22,7 @@ def unit_rows(features: FloatArray) -> FloatArray:
     largest = np.abs(features).max(axis=1, keepdims=True, initial=0)
     features = np.divide(features, largest, out=np.zeros_like(features), where=largest > 0)
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    return np.divide(features, lengths, out=features, where=lengths > 0)
+    return np.asarray(np.divide(features, lengths, out=features, where=lengths > 0))
 
 
 class SimilarityGraph:

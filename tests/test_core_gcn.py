@@ -160,21 +160,24 @@ def test_without_labels_it_is_k_centre_on_directions_from_a_random_beginning() -
         assert "nothing is labelled yet" in found.why[0]
 
 
-def test_it_looks_where_nothing_is_labelled_and_core_set_at_the_loudest_spread() -> None:
-    """Many directions vary most, alike among labelled and unlabelled; one, in which few vary, sets half of the pool apart.
+@pytest.mark.parametrize("seed", range(3))
+def test_it_looks_where_nothing_is_labelled_and_core_set_at_what_is_strange(seed: int) -> None:
+    """Half of the pool, none of it labelled, differs in one direction; a few items of the other half are strange in all others.
 
-    Core-set's distances are those of the loud directions. The network learned that they tell nothing about labels and that
-    the quiet one does: its hidden features differ there.
+    Core-set asks for the strange, and would at length 1 too. The network learned which direction tells labelled from
+    unlabelled: its hidden features stretch that one.
     """
-    rng = np.random.default_rng(7)
-    n = 200
-    apart = np.arange(n) % 2 == 1
-    labeled = ~apart & (np.arange(n) < 60)
-    features = 1 + 0.35 * rng.normal(size=(n, 20))
-    features[:, 0] = np.where(apart, 2.0, 0.3)
-    pool, signals = pool_of(labeled), {BOTTLENECK_FEATURES.name: features}
-    shares = [
-        np.mean([apart[strategy.ask(pool, signals, 5, seed=0, round_no=n).rows].mean() for n in range(4)])
-        for strategy in (CoreGcn(), CoreSet())
-    ]
-    print(shares)
+    rng, row = np.random.default_rng(seed), np.arange(160)
+    apart = row % 2 == 1
+    labeled, strange = ~apart & (row < 60), ~apart & (row >= 150)
+    features = 1 + 0.2 * rng.normal(size=(160, 12))
+    features[:, 0] = np.where(apart, 1.5, 0.3)
+    features[strange, 1:] += 0.7 * rng.choice([-1, 1], size=(strange.sum(), 11))
+
+    def first(strategy: CoreGcn | CoreSet, values: Array) -> int:
+        answer = strategy.ask(pool_of(labeled), {BOTTLENECK_FEATURES.name: values}, 1, seed=seed, round_no=1)
+        return int(answer.rows[0])
+
+    assert strange[first(CoreSet(), features)]
+    assert strange[first(CoreSet(), unit_rows(features))]
+    assert apart[first(CoreGcn(), features)]

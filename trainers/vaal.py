@@ -27,6 +27,9 @@ def train(
     epochs, or as many as 2000 steps hold, and one at least. Where all slices are labelled, or none, there is nothing to
     discriminate: nothing is trained, and the network gives every slice the probability 1/2.
 
+    The autoencoder minimises, an image, squared error summed over the pixels + KL divergence from N(0, 1) - log p(labelled) of
+    the latent mean, labelled or not; the discriminator cross-entropy with 1 for labelled, 0 for unlabelled.
+
     Returns:
         The weights; deterministic by the seed on one device.
 
@@ -40,7 +43,7 @@ def train(
         cuda = device.type == "cuda"
         with (
             torch.random.fork_rng(devices=[device] if cuda else []),
-            torch.backends.cudnn.flags(deterministic=True, benchmark=False),
+            torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True),
         ):
             torch.manual_seed(settings.seed)
             _optimise(network.to(device).train(), slices, settings, device, report)
@@ -55,7 +58,7 @@ def _optimise(
     orders = [_Shuffled(mine, generator) for mine in rows]
     batch = min(_BATCH, len(rows[1]))
     steps = math.ceil(len(rows[1]) / batch)
-    epochs = settings.epochs or max(1, min(_EPOCHS, _MOST_STEPS // steps))
+    epochs = settings.epochs or _epochs(steps)
     coder = torch.optim.Adam([*network.encoder.parameters(), *network.decoder.parameters()], lr=_LEARNING_RATE)
     judge = torch.optim.Adam(network.discriminator.parameters(), lr=_LEARNING_RATE)
     enabled = device.type == "cuda"
@@ -81,6 +84,11 @@ def _optimise(
             total += loss.detach()
             report(epoch=epoch, epochs=epochs, fraction=(epoch * steps + step + 1) / (epochs * steps))
         report(epoch=epoch + 1, epochs=epochs, fraction=(epoch + 1) / epochs, loss=float(total) / steps)
+
+
+def _epochs(steps: int) -> int:
+    """How many of so many steps, where nobody says."""
+    return max(1, min(_EPOCHS, _MOST_STEPS // steps))
 
 
 def _autoencoding(decoded: Tensor, data: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
