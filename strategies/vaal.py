@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from loop.pool import Pool
@@ -40,3 +41,8 @@ class Vaal(ScoreStrategy):
         odds = signals[VAAL_UNLABELED.name].astype(np.float64)
         # 1 / (1 + exp(-odds)) without the overflow.
         return np.asarray((1 + np.tanh(odds / 2)) / 2)
+
+    def reasons(self, scores: FloatArray, chosen: npt.NDArray[np.int64]) -> tuple[str, ...]:
+        if (scores == 0.5).all():
+            return ("drawn at random: there are no labelled items yet to tell the others from",) * len(chosen)
+        return super().reasons(scores, chosen)

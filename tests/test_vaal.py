@@ -175,3 +175,4 @@ def test_where_nothing_is_labelled_chance_decides() -> None:
     answers = [strategy.Vaal().ask(pool_of(8), values, 3, seed=0, round_no=n) for n in range(8)]
     assert len({tuple(answer.rows.tolist()) for answer in answers}) > 1
     assert all((answer.scores == 0.5).all() for answer in answers)
+    assert all("drawn at random" in why for answer in answers for why in answer.why)
