@@ -8,6 +8,7 @@ from strategies.badge import Badge
 from strategies.bald import Bald
 from strategies.bsq import Bsq
 from strategies.clasp_pe import ClaspPe
+from strategies.core_gcn import CoreGcn
 from strategies.core_set import CoreSet
 from strategies.ensemble_entropy import EnsembleEntropy
 from strategies.foreground_random import ForegroundRandom
@@ -27,12 +28,13 @@ from strategies.tta import Tta
 from strategies.typiclust import TypiClust
 from strategies.usim_c import UsimC
 from strategies.usim_f import UsimF
+from strategies.vaal import Vaal
 from strategies.variance_ratio import VarianceRatio
 
 for _strategy in (
     Random, Spread, ForegroundRandom,
     MaxEntropy, Margin, LeastConfidence, McVariance, MeanStd, Bald, VarianceRatio, EnsembleEntropy, Tta,
-    CoreSet, SuggestiveAnnotation, TypiClust, MetricCoreSet,
+    CoreSet, SuggestiveAnnotation, TypiClust, MetricCoreSet, CoreGcn, Vaal,
     AlgesImg, AlgesSem, Badge, UsimC, UsimF, ClaspPe, Bsq,
 ):  # fmt: skip
     register(_strategy.name, _strategy)
