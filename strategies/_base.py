@@ -63,6 +63,11 @@ class Strategy(ABC):
     further_cost: ClassVar[tuple[str, ...]] = ()
     """What `needs_next`, or the training of a learner, adds to the sweep."""
 
+    @classmethod
+    def may_wrap(cls, inner: "Strategy") -> bool:
+        """Of a wrapper: whether it can be put around that strategy, besides the type of its field."""
+        return True
+
     @property
     def needs(self) -> tuple[Signal, ...]:
         """The signals `select` reads; empty for a strategy that needs no model."""
@@ -171,6 +176,9 @@ class Strategy(ABC):
 @dataclass(frozen=True)
 class ScoreStrategy(Strategy):
     """A strategy that is one number an item; choosing the highest, and breaking ties by the seed, come free."""
+
+    never_negative: ClassVar[bool] = True
+    """Whether 0 is the least wanted there is, so that a logarithm of the score means something."""
 
     @abstractmethod
     def score(self, pool: Pool, signals: Signals, rng: np.random.Generator) -> FloatArray:

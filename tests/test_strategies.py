@@ -303,6 +303,8 @@ def test_the_table_describes_every_strategy() -> None:
             BadInput,
             r"'inner' of 'power' must be one of bald, ensemble.*, got 'core_set'",
         ),
+        ("power", {"inner": "margin"}, BadInput, r"must be one of bald, .*, got 'margin'"),
+        ("power", {"inner": "power_bald"}, BadInput, r"must be one of bald, .*, got 'power_bald'"),
         ("spread_over_volumes", {"inner": "spread_over_volumes"}, BadInput, r"must be one of alges_img, "),
         ("spread_over_volumes", {"inner": ["bald"]}, BadInput, r"got \['bald'\]"),
         ("stochastic_batches", {"inner": "bald", "views": 3}, BadInput, r"'views'. Known: resample, passes, rate"),
