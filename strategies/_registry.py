@@ -99,10 +99,11 @@ def _wrapping(name: str, wrapper: Strategy, inner: Any) -> Strategy:
     """The wrapper around another strategy."""
     kind = next(spec.type for spec in fields(wrapper) if spec.name == "inner")
     assert isinstance(kind, type), "dataclasses keep the class, as long as annotations are evaluated"
-    fitting = [other for other in names() if other != name and isinstance(_entries[other].make(), kind)]
+    made = {other: _entries[other].make() for other in names() if other != name}
+    fitting = [other for other, strategy in made.items() if isinstance(strategy, kind) and wrapper.may_wrap(strategy)]
     if inner not in fitting:
         raise BadInput(f"Parameter 'inner' of {name!r} must be one of {', '.join(fitting)}, got {inner!r}.")
-    changes: dict[str, Any] = {"inner": _entries[inner].make()}
+    changes: dict[str, Any] = {"inner": made[inner]}
     return replace(wrapper, **changes)
 
 

@@ -13,4 +13,5 @@ class LeastConfidence(PixelUncertainty):
     name = "least_confidence"
     asks_for = "least confident prediction"
     source = "ALGES paper, eq. 11-12"
+    never_negative = False
     pixel_map = staticmethod(least_confidence_map)

@@ -13,4 +13,5 @@ class Margin(PixelUncertainty):
     name = "margin"
     asks_for = "where the two likeliest classes are closest"
     source = "ALGES paper, eq. 9-10"
+    never_negative = False
     pixel_map = staticmethod(margin_map)

@@ -6,7 +6,7 @@ import numpy as np
 
 from loop.pool import Pool
 from loop.signals import FloatArray, Signal
-from strategies._base import ScoreStrategy, Selection, Signals, parameter, places
+from strategies._base import ScoreStrategy, Selection, Signals, Strategy, parameter, places
 from strategies._noise import power_noise
 from strategies._topk import top_k
 
@@ -19,8 +19,14 @@ class Power(ScoreStrategy):
     asks_for = "drawn in proportion to its score"
     source = "Kirsch et al. 2023; nnActive, 2025"
 
+    never_negative = False
+
     inner: ScoreStrategy = parameter(None, "the strategy whose scores are noised; they must not be negative")
     beta: float = parameter(1.0, "the larger, the less noise", low=1e-6, high=1e6)
+
+    @classmethod
+    def may_wrap(cls, inner: Strategy) -> bool:
+        return isinstance(inner, ScoreStrategy) and inner.never_negative
 
     @property
     def needs(self) -> tuple[Signal, ...]:
