@@ -201,6 +201,9 @@ class SweepSource:
         """The slices that a learner is trained on: of volumes in random order, until there are enough; in pool order."""
         located = self.worker.loop.catalogue.located()
         volumes = np.random.default_rng(self.worker.config.seed).permutation(np.unique(pool.volume[pool.known]))
+        if learner.uses_labels:
+            annotated = np.isin(volumes, pool.volume[pool.labeled])
+            volumes = np.concatenate([volumes[annotated], volumes[~annotated]])
         lengths = [int(located[pool.items.image_ids[volume]]["n_slices"]) for volume in volumes]
         enough = max(1, int((np.cumsum(lengths) <= _MOST_SLICES_TRAINED_ON).sum()))
         rows = pool.known[np.isin(pool.volume[pool.known], volumes[:enough])]
