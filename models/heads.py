@@ -15,7 +15,7 @@ from models.weights import Weights
 
 _PREFIX = "heads."
 _WIDTH = 128
-_CELLS = {2: 32, 3: 10}
+_CELLS = {2: 24, 3: 8}
 """Most positions of the attention along each axis: it compares all with all."""
 
 
@@ -46,7 +46,7 @@ class DifficultyHead(nn.Module):
 
     The probability attention module adds to a pixel's probabilities those of the pixels like it, gamma times, so that a
     semantic area has one difficulty; then a 1x1 convolution and a sigmoid. The attention is computed on the map averaged
-    to at most 32 (2-D) or 10 (3-D) cells along each axis, and interpolated.
+    to at most 24 (2-D) or 8 (3-D) cells along each axis, and interpolated.
     """
 
     def __init__(self, spatial_dims: int, channels: int) -> None:
@@ -54,10 +54,12 @@ class DifficultyHead(nn.Module):
         self.cells = _CELLS[spatial_dims]
         self.gamma = nn.Parameter(torch.zeros(1))
         self.conv = (nn.Conv2d if spatial_dims == 2 else nn.Conv3d)(channels, 1, 1)
+        # So few weights learn from the data alone; chance would stay in them for many steps.
+        nn.init.zeros_(self.conv.weight)
 
     def logits(self, probs: Tensor) -> Tensor:
         """(B, C, *S) probabilities -> (B, 1, *S) difficulty before the sigmoid."""
-        # In half precision the softmax over a thousand nearly equal similarities would lose what tells them apart.
+        # In half precision the softmax over hundreds of nearly equal similarities would lose what tells them apart.
         with torch.autocast(probs.device.type, enabled=False):
             found: Tensor = self.conv(self.gamma * self._attended(probs.float()) + probs.float())
         return found
@@ -107,6 +109,17 @@ def build(name: str, spec: ModelSpec, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _HEADS[name](spec)
+
+
+def available(spec: ModelSpec) -> frozenset[str]:
+    """The names of the heads that the model can have."""
+    return frozenset(name for name in _HEADS if name != "learning_loss" or spec.loss_layers)
+
+
+def check(names: Iterable[str], spec: ModelSpec) -> None:
+    """Raise, as `build`, for the first head that the model cannot have."""
+    for name in sorted(names):
+        build(name, spec, 0)
 
 
 def pooled(maps: Iterable[Tensor]) -> Tensor:

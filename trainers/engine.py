@@ -193,11 +193,13 @@ def _optimise(
     report: Callable[..., None],
 ) -> list[dict[str, Any]]:
     total = settings.epochs * settings.steps_per_epoch
-    optimiser = torch.optim.AdamW(
-        [*network.parameters(), *heads.parameters()], lr=settings.learning_rate, weight_decay=1e-4
-    )
+    groups = [
+        {"params": list(network.parameters()), "lr": settings.learning_rate},
+        *heads.parameters(settings.learning_rate),
+    ]
+    optimiser = torch.optim.AdamW(groups, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, settings.learning_rate, total_steps=total, pct_start=_WARM_UP
+        optimiser, [group["lr"] for group in groups], total_steps=total, pct_start=_WARM_UP
     )
     scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
     batches = _batches(spec, data.training, settings)

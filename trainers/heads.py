@@ -1,6 +1,7 @@
 """Auxiliary heads, trained along with the network that they belong to."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,10 @@ from trainers.losses import partial_dice_ce
 _MARGIN = 1.0
 _ATTACHED_SHARE = 0.6
 """Of the epochs; afterwards the loss head's gradients no longer reach the network (Yoo & Kweon 2019, section 4.1)."""
+
+
+_DIFFICULTY_RATE = 10
+"""Times the network's learning rate: a handful of weights between probabilities and a sigmoid, which must grow large."""
 
 
 class HeadsInTraining:
@@ -49,9 +54,15 @@ class HeadsInTraining:
     def _keeps(self, layer: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         return lambda module, args, out: self._seen.update({layer: out})
 
-    def parameters(self) -> list[nn.Parameter]:
-        """Of all heads."""
-        return [parameter for module in self.modules.values() for parameter in module.parameters()]
+    def parameters(self, learning_rate: float) -> list[dict[str, Any]]:
+        """A group for the optimiser of each head, with its peak learning rate."""
+        return [
+            {
+                "params": list(module.parameters()),
+                "lr": learning_rate * (_DIFFICULTY_RATE if isinstance(module, DifficultyHead) else 1),
+            }
+            for module in self.modules.values()
+        ]
 
     def loss(self, logits: Tensor, target: Tensor, trained: float) -> Tensor:
         """What the heads add to the loss of the batch that the network has just seen.
