@@ -42,7 +42,7 @@ def test_the_names_are_those_of_the_views_and_of_the_setting() -> None:
     assert heads.names() == sorted({PredictedLoss.head, Difficulty.head}) == sorted(choices)
     with pytest.raises(BadInput, match="heads must be one of deal, learning_loss, got 'tail'"):
         AppConfig(heads=("deal", "tail")).check()
-    with pytest.raises(NotFound, match="no head 'tail'. Known: deal, learning_loss"):
+    with pytest.raises(NotFound, match=r"no head .tail.\. Known: deal, learning_loss"):
         heads.build("tail", models.get("unet2d", labels=("a",)), 0)
 
 
@@ -100,7 +100,7 @@ def test_the_attention_equals_a_loop_over_all_pairs_of_pixels(shape: tuple[int, 
     probs = (2 * randn(2, 3, *shape)).softmax(1)
     head = difficulty_head(len(shape), 3)
     found = head(probs).detach().flatten(1)
-    weight, bias = head.conv.weight.detach().flatten(), float(head.conv.bias.detach()[0])  # type: ignore[index, union-attr]
+    weight, bias = head.conv.weight.detach().flatten(), float(head.conv.bias.detach()[0])
     for item, pixels in enumerate(probs.flatten(2)):
         for j, p in enumerate(pixels.T):
             similar = [float(torch.exp(p @ q)) for q in pixels.T]
