@@ -18,6 +18,7 @@ from loop.errors import BadInput
 from loop.pool import Pool
 from loop.signals import Batch
 from loop.views import View, likeliest
+from models import heads
 from models.preprocess import Prepared, prepare, restore
 from models.spec import ModelSpec
 from models.weights import load_into
@@ -43,7 +44,7 @@ class Segmenter:
     """A network with weights, ready to predict.
 
     Args:
-        weights: None leaves the network as `seed` initialised it.
+        weights: of the network and of its auxiliary heads; None leaves the network as `seed` initialised it, without heads.
         batch: most items in one forward pass.
         members: weights of the networks of an ensemble, which vote when a sweep asks for `Ensemble`.
         seed: of the initialisation, and of the random numbers of dropout and augmentation.
@@ -64,13 +65,21 @@ class Segmenter:
     ) -> None:
         self.spec, self.device, self.batch, self.seed = spec, device, batch, seed
         self.network = self._network(weights)
+        self.heads: Mapping[str, nn.Module] = {
+            name: self._head(name, own) for name, own in heads.of_heads(weights or {}).items()
+        }
         self.members: Sequence[nn.Module] = [self._network(member) for member in members]
 
     def _network(self, weights: Mapping[str, Tensor] | None) -> nn.Module:
         network = self.spec.network(self.seed)
         if weights is not None:
-            load_into(network, weights, self.spec.name)
+            load_into(network, heads.without_heads(weights), self.spec.name)
         return network.to(self.device).eval()
+
+    def _head(self, name: str, weights: Mapping[str, Tensor]) -> nn.Module:
+        head = heads.build(name, self.spec, self.seed)
+        load_into(head, weights, f"{self.spec.name}, head {name}")
+        return head.to(self.device).eval()
 
     def probabilities(self, data: Tensor) -> Tensor:
         """(B, 1, *padded) -> softmax (B, C, *padded) float32 on the device."""
@@ -156,7 +165,7 @@ class PoolViews:
         """The asked views, of which `loop.views` says what they hold; maps of probabilities lie on the image's own grid.
 
         Raises:
-            BadInput: the model lacks the layer that a view is about, or the ensemble a member.
+            BadInput: the model lacks the layer that a view is about, the weights a head, or the ensemble a member.
         """
         items = batch.data
         assert isinstance(items, _Items)

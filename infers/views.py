@@ -1,7 +1,7 @@
 """Every view of some inputs of one image, each computed once, on the device."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from loop.errors import BadInput
 from loop.views import (
     Augmentations,
     Augmented,
+    Difficulty,
     Dropout,
     Ensemble,
     Features,
@@ -24,11 +25,13 @@ from loop.views import (
     Head,
     HeadView,
     Passes,
+    PredictedLoss,
     Probs,
     View,
     Votes,
     likeliest,
 )
+from models.heads import pooled
 from models.preprocess import Prepared, restore
 from models.spec import ModelSpec
 from models.windows import fits, logits, through_windows, windows
@@ -38,10 +41,11 @@ _PIXELS_AT_ONCE = {"cpu": 2**17, "cuda": 2**22}
 
 
 class Networks(Protocol):
-    """What looks: a network in prediction mode, and the members of an ensemble."""
+    """What looks: a network in prediction mode, its auxiliary heads by name, and the members of an ensemble."""
 
     spec: ModelSpec
     network: nn.Module
+    heads: Mapping[str, nn.Module]
     members: Sequence[nn.Module]
     device: torch.device
     seed: int
@@ -76,12 +80,12 @@ class Inputs:
 
 
 def look(networks: Networks, inputs: Inputs, views: frozenset[View]) -> dict[View, Any]:
-    """The views of the items; probabilities, features and the head share one forward pass.
+    """The views of the items; probabilities, features, what the head sees and the auxiliary heads share one forward pass.
 
     Raises:
-        BadInput: the model lacks the layer that a view is about, or the ensemble a member.
+        BadInput: the model lacks the layer that a view is about, the weights a head, or the ensemble a member.
     """
-    shared = views & {Probs(), Features(), Head()}
+    shared = views & {Probs(), Features(), Head(), PredictedLoss(), Difficulty()}
     found: dict[View, Any] = _look_once(networks, inputs, shared) if shared else {}
     for view in views - shared:
         match view:
@@ -101,7 +105,7 @@ def volume_of_slices(parts: Sequence[dict[View, Any]]) -> dict[View, Any]:
 
     def joined(view: View) -> Any:
         values = [part[view] for part in parts]
-        if isinstance(view, Features | Gradients):
+        if isinstance(view, Features | Gradients | PredictedLoss):
             return torch.cat(values).mean(0, keepdim=True)
         return _each(lambda *maps: torch.cat(maps).movedim(0, -1)[None], *values)
 
@@ -148,13 +152,14 @@ def _look_once(networks: Networks, inputs: Inputs, views: frozenset[View]) -> di
         out = network(data).float()
         return (out, seen["z"].float()) if Head() in views else out
 
+    averaged = _averaged_layers(networks, views)
     with torch.inference_mode(), _autocast(networks.device), ExitStack() as hooks:
         if Head() in views:
             hooks.enter_context(_seen_before(_layer(spec, network, "head_layer"), seen, "z"))
-        if Features() in views:
-            hooks.enter_context(_seen_after(_layer(spec, network, "feature_layer"), seen, "features"))
+        for name in averaged:
+            hooks.enter_context(_seen_after(network.get_submodule(name), seen, name))
         found: dict[View, Any] = {}
-        if whole or views != {Features()}:
+        if whole or views - {Features(), PredictedLoss()}:
             out = through_windows(spec, run, inputs.data)
             maps, z = out if isinstance(out, tuple) else (out, None)
             probs = torch.softmax(maps, dim=1)
@@ -163,9 +168,35 @@ def _look_once(networks: Networks, inputs: Inputs, views: frozenset[View]) -> di
             if z is not None:
                 head = HeadView(inputs.cut(z), inputs.cut(probs))
                 found[Head()] = _on_items(inputs, head, inputs.network_slices)
-        if Features() in views:
-            found[Features()] = _features(networks, inputs, seen, whole)
+            if Difficulty() in views:
+                difficulty = _auxiliary(networks, Difficulty.head)(inputs.cut(probs))
+                found[Difficulty()] = _on_items(inputs, restore(inputs.prepared, difficulty)[:, 0])
+        if averaged:
+            vectors = _averages(networks, inputs, seen, averaged, whole)
+            if Features() in views:
+                found[Features()] = vectors[spec.feature_layer]
+            if PredictedLoss() in views:
+                levels = torch.cat([vectors[name] for name, _ in spec.loss_layers], dim=1)
+                found[PredictedLoss()] = _auxiliary(networks, PredictedLoss.head)(levels).float()
     return found
+
+
+def _auxiliary(networks: Networks, name: str) -> nn.Module:
+    if name not in networks.heads:
+        raise BadInput(f"These weights were trained without the head {name!r}: train again, with `heads` naming it.")
+    return networks.heads[name]
+
+
+def _averaged_layers(networks: Networks, views: frozenset[View]) -> list[str]:
+    """Names of the modules whose outputs are wanted as means over space."""
+    spec, wanted = networks.spec, list[str]()
+    if Features() in views:
+        _layer(spec, networks.network, "feature_layer")
+        wanted.append(spec.feature_layer)
+    if PredictedLoss() in views:
+        _auxiliary(networks, PredictedLoss.head)
+        wanted += [name for name, _ in spec.loss_layers]
+    return list(dict.fromkeys(wanted))
 
 
 def _layer(spec: ModelSpec, network: nn.Module, which: str) -> nn.Module:
@@ -183,21 +214,28 @@ def _seen_after(layer: nn.Module, seen: dict[str, Tensor], key: str) -> Any:
     return layer.register_forward_hook(lambda layer, args, out: seen.update({key: out}))
 
 
-def _features(networks: Networks, inputs: Inputs, seen: dict[str, Tensor], whole: bool) -> Tensor:
-    """(B, d); the bottleneck's output is in `seen` already if the input went through whole."""
+def _averages(
+    networks: Networks, inputs: Inputs, seen: dict[str, Tensor], layers: Sequence[str], whole: bool
+) -> dict[str, Tensor]:
+    """{layer: (B, d)} of its output; that is in `seen` already if the input went through whole."""
 
     def of_window(window: tuple[slice, ...], slices: Sequence[int] | None) -> Tensor:
         if not whole:
             networks.network(inputs.data[(..., *window)])
-        maps = seen["features"].float()
         if slices is None:
-            return maps.flatten(2).mean(2)
+            return pooled(seen[layer] for layer in layers)
         axis = inputs.prepared.axis
-        by_place = maps[0].movedim(1 + axis, 0).flatten(2).mean(2)
         length = window[axis].stop - window[axis].start
-        return by_place[[int((at + 0.5) * len(by_place) / length) for at in slices]]
+        return torch.cat([_at_slices(seen[layer].float(), axis, slices, length) for layer in layers], dim=1)
 
-    return _mean_over_windows(networks, inputs, of_window)
+    vectors = _mean_over_windows(networks, inputs, of_window)
+    return dict(zip(layers, vectors.split([seen[layer].shape[1] for layer in layers], dim=1), strict=True))
+
+
+def _at_slices(maps: Tensor, axis: int, slices: Sequence[int], length: int) -> Tensor:
+    """(len(slices), d) means over the places along the axis of (1, d, *S') that are nearest to slices of `length`."""
+    by_place = maps[0].movedim(1 + axis, 0).flatten(2).mean(2)
+    return by_place[[int((at + 0.5) * len(by_place) / length) for at in slices]]
 
 
 def _mean_over_windows(

@@ -21,6 +21,7 @@ from loop.rounds import Loop
 from loop.shell import ServedStrategy, SweepScoring
 from loop.store import Store
 from loop.workplace import Workplace, model_name
+from models import heads
 from models.spec import ModelSpec
 from models.weights import WeightsFolder
 from trainers.task import LoopTrainer
@@ -152,7 +153,8 @@ def checked_config(studies: str, conf: Mapping[str, str]) -> AppConfig:
             raise unknown("strategy", name, strategies.names())
     if strategies.get(config.cold_start).needs:
         raise BadInput(f"cold_start must be a strategy that needs no model, got {config.cold_start!r}.")
-    Workplace(Path(studies), Path(), Path(), "", config.to_json()).spec()
+    spec = Workplace(Path(studies), Path(), Path(), "", config.to_json()).spec()
+    heads.check({*config.heads, *strategies.get(config.strategy).needs_heads}, spec)
     if config.unit == "slice" and config.slices_per_ticket > config.budget:
         logger.info("slices_per_ticket (%d) is above budget (%d)", config.slices_per_ticket, config.budget)
     logger.info(

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from multiprocessing import forkserver
 from typing import Any
 
-import strategies
 from loop.errors import Conflict, NextSliceError
 from loop.jobs import Jobs
 from loop.retrain import Counts, RetrainPolicy
@@ -135,13 +134,24 @@ class Conductor:
                 round_done=self.loop.round_done_since(since or 0.0),
                 seconds_since_training=None if since is None else self.loop.clock() - since,
                 training=bool(jobs.active("train")),
+                heads_wanted=self._heads_wanted(since or 0.0),
             )
         )
+
+    def _heads_wanted(self, since: float) -> list[str]:
+        """Strategies that wait for a head; weights that a person went back to, or sent, are left in use as they are."""
+        trained = self.loop.jobs.newest("train", states=("done",))
+        if trained is None or trained["result"]["digest"] != self.loop.current_model():
+            return []
+        return self.loop.stood_in_for(since)
 
     def _plan_if_due(self) -> None:
         if self.loop.jobs.active("sweep"):
             return
-        stale = [name for name in self._served() if self._is_stale(name)]
+        training = bool(self.loop.jobs.active("train"))
+        # A training publishes further members after the first weights: whoever lets them vote waits for all.
+        waiting = [name for name in self.loop.served() if training and self.loop.strategy(name).needs_members > 1]
+        stale = [name for name in self.loop.served() if name not in waiting and self._is_stale(name)]
         if not stale:
             return
         state = self._state()
@@ -156,12 +166,6 @@ class Conductor:
             self.loop.jobs.queue(
                 "sweep", ",".join(rest), {"strategies": rest}, "the last round is done or its model is not current"
             )
-
-    def _served(self) -> list[str]:
-        """The default strategy, and every other whose newest round somebody was served from."""
-        newest = self.loop.newest_rounds()
-        used = [name for name, row in newest.items() if name in strategies.names() and self.loop.was_asked(row["id"])]
-        return sorted({self.loop.config.strategy, *used})
 
     def _is_stale(self, name: str) -> bool:
         newest = self.loop.newest_rounds().get(name)

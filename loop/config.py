@@ -97,6 +97,18 @@ class AppConfig:
     steps_per_epoch: int = setting(25, "optimiser steps in an epoch", low=1)
     batch_size: int = setting(8, "items in an optimiser step", low=1)
     learning_rate: float = setting(3e-3, "peak learning rate of AdamW", low=1e-8, high=1)
+    heads: tuple[str, ...] = setting(
+        (),
+        "auxiliary heads trained along with the network, comma separated, besides those that served strategies need",
+        choices=("deal", "learning_loss"),
+    )
+    ensemble: int = setting(
+        1,
+        "networks trained in each training, the first of them for use and all to vote; at least as many as served "
+        "strategies let vote",
+        low=1,
+        high=100,
+    )
     representation_epochs: int = setting(
         0, "training epochs of representation learners; 0 is each learner's own number", low=0, high=1_000_000
     )
@@ -147,8 +159,9 @@ class AppConfig:
         """Raise BadInput for the first value that breaks its rule."""
         for spec in fields(self):
             value, rules = getattr(self, spec.name), spec.metadata
-            if rules["choices"] and value not in rules["choices"]:
-                raise BadInput(f"{spec.name} must be one of {', '.join(rules['choices'])}, got {value!r}.")
+            for part in value if isinstance(value, tuple) else (value,):
+                if rules["choices"] and part not in rules["choices"]:
+                    raise BadInput(f"{spec.name} must be one of {', '.join(rules['choices'])}, got {part!r}.")
             _check_range(spec.name, value, rules["low"], rules["high"])
         self._check_labels()
         try:

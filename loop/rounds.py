@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -107,16 +107,19 @@ class Loop:
         source: SignalSource,
         *,
         model: str | None,
+        heads: Collection[str] = (),
         parameters: Mapping[str, Any] | None = None,
         budget: int | None = None,
     ) -> int | None:
         """Let a strategy choose the next round and open it; earlier rounds of that strategy stop being served.
 
-        A strategy that needs a model while there is none is stood in for by the configured cold start.
+        A strategy that needs a model while there is none, or a head that was not trained with it, is stood in for by the
+        configured cold start.
 
         Args:
                 source: computes what a strategy needs of a pool.
             model: digest of the weights that the signals are made with.
+            heads: names of the auxiliary heads that they hold.
 
         Returns:
             The round's number, or None if nothing is left to ask for.
@@ -129,7 +132,7 @@ class Loop:
         if not len(pool.candidates):
             return None
         strategy, selected_by = self.strategy(name, parameters), name
-        if strategy.needs_task_model and model is None:
+        if (strategy.needs_task_model and model is None) or not strategy.needs_heads <= set(heads):
             strategy, selected_by = strategies.get(self.config.cold_start), self.config.cold_start
         budget = budget or self.config.budget
         round_no = self._next_round_no()
@@ -219,6 +222,22 @@ class Loop:
         with self.store.read() as connection:
             found = connection.execute(sa.select(rounds).where(rounds.c.id.in_(newest))).mappings()
             return {row["strategy"]: row for row in found}
+
+    def served(self) -> list[str]:
+        """The default strategy, and every other whose newest round somebody was served from."""
+        newest = self.newest_rounds()
+        used = [name for name, row in newest.items() if name in strategies.names() and self.was_asked(row["id"])]
+        return sorted({self.config.strategy, *used})
+
+    def stood_in_for(self, since: float) -> list[str]:
+        """The served strategies whose newest round, opened since then, found no head that they need in the weights in use."""
+        newest, model = self.newest_rounds(), self.current_model()
+        rows = [newest[name] for name in self.served() if name in newest and model is not None]
+        return [
+            row["strategy"]
+            for row in rows
+            if row["model"] == model and row["selected_by"] != row["strategy"] and row["opened_at"] >= since
+        ]
 
     def was_asked(self, number: int) -> bool:
         """Whether anybody got a ticket of this round."""

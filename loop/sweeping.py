@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -58,8 +59,8 @@ class SweepSource:
     The task's model is the current one. A representation learner is trained here when a strategy needs it and there are no
     weights of it for these images (and labels, if it learns from who is labelled).
 
-    The members of an ensemble are the weights that are in use and the newest published before, up to the number asked for.
-    Where fewer were published yet, those there are vote; a single one agrees with itself.
+    The members of an ensemble are the weights that are in use, those trained to vote beside them, and the newest others, up
+    to the number asked for. Where fewer were published yet, those there are vote; a single one agrees with itself.
     """
 
     def __init__(self, worker: Worker, digest: str | None) -> None:
@@ -89,13 +90,14 @@ class SweepSource:
         ]
         keys = Keys(names, pool)
         used = ~pool.held | pool.labeled
-        found = {need.name: self.cache.load(need, model.digest, keys) for need in needs}
+        kept_as = {need.name: self._kept_as(need) for need in needs}
+        found = {need.name: self.cache.load(kept_as[need.name], model.digest, keys) for need in needs}
         missing = {need: used & ~_known(found[need.name], len(pool)) for need in needs}
         lacking = tuple(need for need in needs if missing[need].any())
         if lacking:
             rows = np.flatnonzero(np.any([missing[need] for need in lacking], axis=0))
             self._sweep(pool, model, lacking, keys, rows)
-            found |= {need.name: self.cache.load(need, model.digest, keys) for need in lacking}
+            found |= {need.name: self.cache.load(kept_as[need.name], model.digest, keys) for need in lacking}
         unreadable = used & ~np.all([np.ones(len(pool), bool), *(_known(v, len(pool)) for v in found.values())], axis=0)
         empty = np.full(len(pool), np.nan, np.float32)
         return Swept({name: empty if value is None else value for name, value in found.items()}, unreadable)
@@ -112,7 +114,10 @@ class SweepSource:
     def _task_views(
         self, pool: Pool, needs: tuple[Signal, ...], finished: Callable[[int], None]
     ) -> tuple[Views, list[Signal]]:
-        members = self._members(max((n.view.members for n in needs if isinstance(n.view, Ensemble)), default=0))
+        count = max((need.view.members for need in needs if isinstance(need.view, Ensemble)), default=0)
+        members = self._members(count)
+        if len(members) < count:
+            self.worker.warn(f"An ensemble of {count} is asked for; {len(members)} published weights vote.")
         return self._views(pool, members, finished), [_with_at_most(len(members), need) for need in needs]
 
     def _mean(self, pool: Pool, mean: PoolMean) -> FloatArray:
@@ -258,20 +263,26 @@ class SweepSource:
     def _forget_old(self) -> None:
         """Drop the cached signals of all but the newest weights of each model."""
         folders = [self.worker.weights, *map(self._weights_of, representation.names())]
-        newest = [folder.cards()[-_MODELS_WITH_CACHED_SIGNALS:] for folder in folders]
-        self.cache.keep_only([card["digest"] for cards in newest for card in cards])
+        cards = [[card for card in folder.cards() if "of" not in card] for folder in folders]
+        self.cache.keep_only([card["digest"] for newest in cards for card in newest[-_MODELS_WITH_CACHED_SIGNALS:]])
 
     def _members(self, count: int) -> list[str]:
-        """Digests of at most `count` weights of the configured classes, those in use first, then the newest."""
-        fitting = [
-            card["digest"]
-            for card in reversed(self.worker.weights.cards())
-            if card.get("labels") == list(self.worker.spec.labels) and card["digest"] != self.digest
-        ]
-        members = [self._digest, *fitting][:count]
-        if len(members) < count:
-            self.worker.warn(f"An ensemble of {count} is asked for; {len(members)} published weights vote.")
-        return members
+        """Digests of at most `count` weights: those in use, their ensemble, then the newest others of the same classes."""
+        return self._voters[:count]
+
+    @cached_property
+    def _voters(self) -> list[str]:
+        """As they are at the beginning: members that a training publishes meanwhile are for the next sweep."""
+        weights, labels = self.worker.weights, list(self.worker.spec.labels)
+        others = [card["digest"] for card in reversed(weights.cards()) if card.get("labels") == labels]
+        return list(dict.fromkeys([*weights.members(self._digest), *others]))
+
+    def _kept_as(self, need: Signal) -> Signal:
+        """The signal under the name that it is cached under: that of an ensemble says who votes, which changes."""
+        if not isinstance(need.view, Ensemble):
+            return need
+        voters = hashlib.sha256("".join(self._members(need.view.members)).encode()).hexdigest()[:12]
+        return replace(need, name=f"{need.name}_{voters}")
 
     def _keep(
         self, digest: str, needs: tuple[Signal, ...], keys: Keys, rows: IntArray, values: Mapping[str, FloatArray]
@@ -280,7 +291,7 @@ class SweepSource:
             bad = np.flatnonzero(~np.isfinite(values[need.name]).reshape(len(rows), -1).all(axis=1))
             if len(bad):
                 raise ValueError(f"Signal {need.name!r} is not finite for {keys.pool.items[int(rows[bad[0]])]}.")
-            self.cache.append(need, digest, keys, rows, values[need.name])
+            self.cache.append(self._kept_as(need), digest, keys, rows, values[need.name])
 
 
 def _with_at_most(members: int, need: Signal) -> Signal:

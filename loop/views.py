@@ -5,7 +5,7 @@ background, *S an item's own grid, *S' the network's grid without padding.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -159,7 +159,24 @@ class Embedding:
     """What a representation learner makes of an item: Tensor (B, D). Of a whole volume: the mean over its slices."""
 
 
-View = Probs | Features | Head | Dropout | Augmented | Ensemble | Gradients | Embedding
+@dataclass(frozen=True)
+class PredictedLoss:
+    """The loss that the head of the learning loss expects of an item: Tensor (B,), higher = more (Yoo & Kweon 2019).
+
+    It sees features as `Features` says. Of a volume in front of a 2-D model: the mean over its slices.
+    """
+
+    head: ClassVar[str] = "learning_loss"
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """How probable an error is: Tensor (B, *S) in (0, 1), from the softmax probabilities (DEAL, Xie et al. 2020)."""
+
+    head: ClassVar[str] = "deal"
+
+
+View = Probs | Features | Head | Dropout | Augmented | Ensemble | Gradients | Embedding | PredictedLoss | Difficulty
 
 
 def entropy_map(probs: Tensor) -> Tensor:

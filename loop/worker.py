@@ -5,9 +5,11 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any
 
+import strategies
 from infers.engine import pick_device
 from loop.allocation import keep_freed_memory
 from loop.errors import BadInput, NextSliceError
@@ -15,9 +17,13 @@ from loop.rounds import Loop
 from loop.store import Store
 from loop.sweeping import SweepSource
 from loop.workplace import Worker, Workplace
+from models import heads as auxiliary
 from trainers import engine
 
 logger = logging.getLogger(__name__)
+
+_SEED_STEP = 1_000_003
+"""Between the seeds of an ensemble's members: far from the seeds that people choose, whose weights would be the same."""
 
 
 def run(workplace: Workplace, job_id: str) -> None:
@@ -60,6 +66,11 @@ def train(worker: Worker) -> dict[str, Any]:
     """Train on what is annotated now, publish the weights, tell the loop."""
     request = {**worker.config.to_json(), **worker.job["request"]}
     parent = worker.weights.current() if request["train_from"] == "current" else None
+    parents = worker.weights.members(parent) if parent else []
+    served = [worker.loop.strategy(name) for name in worker.loop.served()]
+    needed = frozenset[str]().union(*(strategy.needs_heads for strategy in served))
+    heads = sorted({*request["heads"], *needed & auxiliary.available(worker.spec)})
+    count = max(request["ensemble"], *(strategy.needs_members for strategy in served))
     settings = engine.Settings(
         epochs=request["epochs"],
         steps_per_epoch=request["steps_per_epoch"],
@@ -78,32 +89,69 @@ def train(worker: Worker) -> dict[str, Any]:
         )
         for row in worker.loop.labeled_images()
     ]
-    began = time.monotonic()
-    trained = engine.train(
-        worker.spec,
-        cases,
-        settings,
-        device=pick_device(request["device"]),
-        start=worker.weights.load(parent) if parent else None,
-        report=worker.report,
-        warn=worker.warn,
-    )
-    card = {
-        "model": worker.spec.name,
-        "labels": list(worker.spec.labels),
-        "metrics": trained.metrics,
-        "curve": trained.curve,
-        "parent": parent,
-        "seed": settings.seed,
-        "settings": {
-            key: getattr(settings, key) for key in ("epochs", "steps_per_epoch", "batch_size", "learning_rate")
-        },
-        "submission": worker.loop.jobs.get(worker.job["id"])["submission"],
-        "seconds": time.monotonic() - began,
-    }
-    digest = worker.weights.publish(trained.weights, card, worker.loop.clock())
-    worker.loop.published(worker.spec.name, digest, trained.metrics)
-    return {"digest": digest, "metrics": trained.metrics, "curve": trained.curve, "seconds": card["seconds"]}
+    data = engine.load(worker.spec, cases, worker.warn)
+    submission = worker.loop.jobs.get(worker.job["id"])["submission"]
+    first, members = "", list[str]()
+    result: dict[str, Any] = {}
+    told = _Told(worker, count)
+    for member in range(count):
+        began = time.monotonic()
+        own = replace(settings, seed=settings.seed + member * _SEED_STEP)
+        trained = engine.train(
+            worker.spec,
+            data,
+            own,
+            device=pick_device(request["device"]),
+            # A member that was not trained before begins anew, to differ from the others.
+            start=worker.weights.load(parents[member]) if member < len(parents) else None,
+            heads=() if member else heads,
+            report=told.of(member),
+        )
+        card = {
+            "model": worker.spec.name,
+            "labels": list(worker.spec.labels),
+            "metrics": trained.metrics,
+            "curve": trained.curve,
+            "parent": parents[member] if member < len(parents) else None,
+            "seed": own.seed,
+            "settings": {
+                key: getattr(own, key) for key in ("epochs", "steps_per_epoch", "batch_size", "learning_rate")
+            },
+            "submission": submission,
+            "seconds": time.monotonic() - began,
+            "heads": [] if member else heads,
+            **({"member": member, "ensemble": count} if count > 1 else {}),
+            **({"of": first} if member else {}),
+        }
+        digest = worker.weights.publish(trained.weights, card, worker.loop.clock(), current=not member)
+        members.append(digest)
+        if not member:
+            first = digest
+            worker.loop.published(worker.spec.name, digest, trained.metrics)
+            result = {"digest": digest, "metrics": trained.metrics, "curve": trained.curve}
+    return {**result, "members": members, "seconds": told.seconds}
+
+
+class _Told:
+    """Reports the progress of several trainings, one after another, as that of one."""
+
+    def __init__(self, worker: Worker, count: int) -> None:
+        self._worker, self._count, self._began = worker, count, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def of(self, member: int) -> Callable[..., None]:
+        """What the training of a member, counted from 0, reports to."""
+
+        def report(**progress: Any) -> None:
+            fraction = (member + progress["fraction"]) / self._count
+            which = {"member": member + 1, "members": self._count} if self._count > 1 else {}
+            eta = self.seconds * (1 - fraction) / fraction
+            self._worker.report(**progress | {"fraction": fraction, "eta": eta} | which)
+
+        return report
 
 
 def sweep_and_plan(worker: Worker) -> dict[str, Any]:
@@ -113,7 +161,12 @@ def sweep_and_plan(worker: Worker) -> dict[str, Any]:
     digest = worker.weights.current()
     source = SweepSource(worker, digest)
     chosen = [worker.loop.strategy(name, request.get("parameters")) for name in names]
-    ready = [strategy for strategy in chosen if digest is not None or not strategy.needs_task_model]
+    heads = worker.weights.card(digest).get("heads", []) if digest is not None else []
+    ready = [
+        strategy
+        for strategy in chosen
+        if (digest is not None or not strategy.needs_task_model) and strategy.needs_heads <= set(heads)
+    ]
     needs = tuple({signal.name: signal for strategy in ready for signal in strategy.needs}.values())
     if needs:
         source(worker.loop.catalogue.build_pool(), needs)
@@ -121,8 +174,14 @@ def sweep_and_plan(worker: Worker) -> dict[str, Any]:
     errors: dict[str, Exception] = {}
     for name in names:
         try:
+            _check_heads(worker, worker.loop.strategy(name, request.get("parameters")), digest, heads)
             opened[name] = worker.loop.plan(
-                name, source, model=digest, parameters=request.get("parameters"), budget=request.get("budget")
+                name,
+                source,
+                model=digest,
+                heads=heads,
+                parameters=request.get("parameters"),
+                budget=request.get("budget"),
             )
         except (NextSliceError, ValueError) as error:  # the others' rounds must not fail with it
             errors[name] = error
@@ -130,6 +189,17 @@ def sweep_and_plan(worker: Worker) -> dict[str, Any]:
     if errors and not opened:
         raise BadInput("; ".join(f"{name}: {error}" for name, error in errors.items()))
     return {"rounds": opened, "model": digest}
+
+
+def _check_heads(worker: Worker, strategy: strategies.Strategy, digest: str | None, there: Collection[str]) -> None:
+    """Warn of heads that the weights in use do not hold; raise BadInput for one that the model cannot have."""
+    auxiliary.check(strategy.needs_heads, worker.spec)
+    missing = sorted(strategy.needs_heads - set(there))
+    if missing and digest is not None:
+        worker.warn(
+            f"{strategy.name} needs the head {', '.join(missing)}, which was not trained with the weights in use: "
+            f"{worker.config.cold_start} stands in until a training, which trains it too."
+        )
 
 
 JOBS: dict[str, Callable[[Worker], dict[str, Any]]] = {"train": train, "sweep": sweep_and_plan}

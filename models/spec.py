@@ -25,6 +25,7 @@ class ModelSpec:
         head_layer: name of the final 1x1 convolution, from d penultimate channels to the classes; "" where there is none.
         bottleneck_conv: name of the bottleneck's last convolution; "" where there is none.
         decoder_convs: names of the decoder's convolutions, without upsampling and head, in the order of the forward pass.
+        loss_layers: (name, channels) of the modules whose outputs, (B, channels, *S'), the learning loss looks at.
         dropout_layers: names of the dropout modules that MC dropout draws from; () means every one in the network.
     """
 
@@ -38,6 +39,7 @@ class ModelSpec:
     head_layer: str = ""
     bottleneck_conv: str = ""
     decoder_convs: tuple[str, ...] = ()
+    loss_layers: tuple[tuple[str, int], ...] = ()
     dropout_layers: tuple[str, ...] = ()
     spacing: tuple[float, ...] = ()
     patch: tuple[int, ...] = ()

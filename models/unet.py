@@ -8,6 +8,7 @@ from models.spec import ModelSpec
 
 _CHANNELS = (16, 32, 64, 128)
 _DROPOUT = 0.1
+_LOSS_LAYERS = (("bottleneck", 128), ("decoder.0", 32), ("decoder.1", 16), ("decoder.2", 16))
 
 
 def _build(channels_out: int, *, spatial_dims: int) -> nn.Module:
@@ -42,6 +43,7 @@ def _spec(
         feature_layer="bottleneck",
         head_layer="head",
         bottleneck_conv="bottleneck.0.conv.unit1.conv",
+        loss_layers=_LOSS_LAYERS,
         decoder_convs=tuple(f"decoder.{level}.0.conv.unit0.conv" for level in range(len(_CHANNELS) - 1)),
         spacing=spacing,
         patch=patch,

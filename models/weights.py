@@ -25,10 +25,11 @@ class WeightsFolder:
         self.folder = folder
         self._lock = threading.Lock()
 
-    def publish(self, weights: Weights, card: Mapping[str, Any], at: float) -> str:
+    def publish(self, weights: Weights, card: Mapping[str, Any], at: float, *, current: bool = True) -> str:
         """Store weights and make them current; what was current stays and can be rolled back to.
 
         Args:
+            current: False only stores them, as the further members of an ensemble, whose cards name the first with "of".
             card: what is worth knowing of them (metrics, parent, seed, data), kept as JSON.
 
         Returns:
@@ -41,16 +42,18 @@ class WeightsFolder:
         with atomic(self._file(digest), ".pt") as temporary:
             temporary.write_bytes(data)
         _write_json(self._file(digest, ".json"), dict(card) | {"digest": digest, "published_at": at})
-        self._make_current(digest, at, "published")
+        if current:
+            self._make_current(digest, at, "published")
         return digest
 
     def rollback(self, digest: str, at: float) -> None:
         """Make earlier weights current again.
 
         Raises:
-            NotFound: never published here.
+            NotFound: never published here. BadInput: they only vote, as members of an ensemble.
         """
-        self.card(digest)
+        if first := self.card(digest).get("of"):
+            raise BadInput(f"The weights {digest} only vote beside {first}: roll back to those.")
         self._make_current(digest, at, "rolled back")
 
     def _make_current(self, digest: str, at: float, how: str) -> None:
@@ -80,6 +83,11 @@ class WeightsFolder:
     def cards(self) -> list[dict[str, Any]]:
         """All weights ever published, oldest first."""
         return sorted((self.card(digest) for digest in self.digests()), key=lambda card: float(card["published_at"]))
+
+    def members(self, digest: str) -> list[str]:
+        """Digests of the ensemble that was trained with these weights: these, then the others in the order of training."""
+        further = [card for card in self.cards() if card.get("of") == digest]
+        return [digest, *(card["digest"] for card in sorted(further, key=lambda card: int(card["member"])))]
 
     def digests(self) -> list[str]:
         """All digests, sorted."""

@@ -9,6 +9,7 @@ from monailabel.utils.others.generic import file_checksum
 
 from infers.engine import Segmenter, pick_device
 from loop.errors import Forbidden, NotFound, unknown
+from models.heads import of_heads
 from models.weights import read_weights
 from server.door import Admin, parts
 
@@ -57,9 +58,13 @@ def upload(model: str, file: Annotated[UploadFile, File()], user: User = Depends
     here = parts()
     weights = read_weights(file.file.read())
     Segmenter(here.spec, weights, device=pick_device("cpu"))  # raises if they do not fit
-    digest = here.weights.publish(
-        weights, {"model": model, "metrics": {}, "uploaded_as": file.filename}, here.loop.clock()
-    )
+    card: dict[str, Any] = {
+        "model": model,
+        "metrics": {},
+        "uploaded_as": file.filename,
+        "heads": list(of_heads(weights)),
+    }
+    digest = here.weights.publish(weights, card, here.loop.clock())
     here.loop.published(model, digest, {}, how="uploaded")
     here.conductor.wake()
     return {"digest": digest}

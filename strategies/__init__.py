@@ -10,8 +10,10 @@ from strategies.bsq import Bsq
 from strategies.clasp_pe import ClaspPe
 from strategies.core_gcn import CoreGcn
 from strategies.core_set import CoreSet
+from strategies.deal import Deal
 from strategies.ensemble_entropy import EnsembleEntropy
 from strategies.foreground_random import ForegroundRandom
+from strategies.learning_loss import LearningLoss
 from strategies.least_confidence import LeastConfidence
 from strategies.margin import Margin
 from strategies.max_entropy import MaxEntropy
@@ -34,6 +36,7 @@ from strategies.variance_ratio import VarianceRatio
 for _strategy in (
     Random, Spread, ForegroundRandom,
     MaxEntropy, Margin, LeastConfidence, McVariance, MeanStd, Bald, VarianceRatio, EnsembleEntropy, Tta,
+    LearningLoss, Deal,
     CoreSet, SuggestiveAnnotation, TypiClust, MetricCoreSet, CoreGcn, Vaal,
     AlgesImg, AlgesSem, Badge, UsimC, UsimF, ClaspPe, Bsq,
 ):  # fmt: skip
@@ -43,6 +46,7 @@ for _strategy in (
 register("stochastic_batches", lambda: StochasticBatches(MaxEntropy()), open_inner=True)
 register("sb_max_entropy", lambda: StochasticBatches(MaxEntropy()))
 register("sb_mc_variance", lambda: StochasticBatches(McVariance()))
+register("sb_learning_loss", lambda: StochasticBatches(LearningLoss()))
 register("sb_tta", lambda: StochasticBatches(Tta()))
 register("sb_ensemble_entropy", lambda: StochasticBatches(EnsembleEntropy()))
 register("power", lambda: Power(MaxEntropy()), open_inner=True)

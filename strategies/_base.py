@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from loop.pool import Pool
 from loop.signals import TASK, FloatArray, PoolMean, Signal
+from loop.views import Difficulty, Ensemble, PredictedLoss
 from strategies._topk import top_k
 
 Signals = Mapping[str, FloatArray]
@@ -77,6 +78,16 @@ class Strategy(ABC):
     def needs_task_model(self) -> bool:
         """Whether it can choose only when there is a trained segmentation model; a learner is trained when it is needed."""
         return any(need.model == TASK for need in self.needs)
+
+    @property
+    def needs_heads(self) -> frozenset[str]:
+        """The auxiliary heads of the segmentation model that it looks at; they must have been trained with it."""
+        return frozenset(need.view.head for need in self.needs if isinstance(need.view, PredictedLoss | Difficulty))
+
+    @property
+    def needs_members(self) -> int:
+        """How many segmentation models it lets vote."""
+        return max((need.view.members for need in self.needs if isinstance(need.view, Ensemble)), default=1)
 
     def needs_next(self, pool: Pool, signals: Signals, k: int, rng: np.random.Generator) -> tuple[Need, ...]:
         """What `select` needs besides, now that `signals` are there: asked again with every answer, until it is nothing.

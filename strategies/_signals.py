@@ -16,6 +16,7 @@ from loop.signals import Signal
 from loop.views import (
     Augmentations,
     Augmented,
+    Difficulty,
     Dropout,
     Embedding,
     Ensemble,
@@ -24,6 +25,7 @@ from loop.views import (
     Head,
     HeadView,
     Passes,
+    PredictedLoss,
     Probs,
     Votes,
     entropy_map,
@@ -190,12 +192,32 @@ def ensemble_entropy(members: int) -> Signal:
     return Signal(f"ensemble_entropy_M{members}", Ensemble(members), mean_entropy)
 
 
+# --- auxiliary heads
+
+
+def _same(values: Tensor) -> Tensor:
+    return values
+
+
+PREDICTED_LOSS = Signal("predicted_loss", PredictedLoss(), _same)
+"""(N,) loss that the network expects of itself, higher = more (Yoo & Kweon 2019)."""
+
+
+def histogram_entropy(difficulty: Tensor, bins: int) -> Tensor:
+    """(B,) entropy in nats of the histogram of an item's values, in equal bins over [0, 1] (DEAL, Xie et al. 2020)."""
+    bin_of = (difficulty.flatten(1) * bins).long().clamp(0, bins - 1)
+    counts = torch.zeros(len(bin_of), bins, device=bin_of.device)
+    counts.scatter_add_(1, bin_of, torch.ones_like(bin_of, dtype=counts.dtype))
+    shares = counts / bin_of.shape[1]
+    return -torch.xlogy(shares, shares).sum(1)
+
+
+def difficulty_entropy(bins: int) -> Signal:
+    """(N,) entropy of the difficulty's histogram, higher = parts of more different difficulty (DEAL)."""
+    return Signal(f"difficulty_entropy_{bins}", Difficulty(), partial(histogram_entropy, bins=bins))
+
+
 # --- vectors
-
-
-def _same(vectors: Tensor) -> Tensor:
-    return vectors
-
 
 BOTTLENECK_FEATURES = Signal("bottleneck_features", Features(), _same)
 """(N, d) globally averaged bottleneck activations."""

@@ -245,6 +245,20 @@ def test_rollback_and_history(folder: Folder) -> None:
     assert folder.load(second)["a"][0, 0] == 2
 
 
+def test_further_members_of_an_ensemble_are_kept_and_never_in_use(folder: Folder) -> None:
+    other, first = (folder.publish(tensors(value), {}, at=value) for value in (1, 2))
+    second, third = (
+        folder.publish(tensors(5 - member), {"member": member, "of": first}, at=3, current=False) for member in (2, 1)
+    )
+    assert folder.current() == first
+    assert [entry["digest"] for entry in folder.history()] == [other, first]
+    assert folder.members(first) == [first, third, second]
+    assert folder.members(other) == [other]
+    with pytest.raises(BadInput, match=f"only vote beside {first}: roll back to those"):
+        folder.rollback(second, at=4)
+    assert folder.current() == first
+
+
 @pytest.mark.parametrize("digest", ["0" * 16, "", "../../../etc/passwd", "0" * 15 + "G", "current"])
 def test_unknown_weights_are_not_found(folder: Folder, digest: str) -> None:
     known = folder.publish(tensors(1), {}, at=0)

@@ -24,9 +24,13 @@ def counts(**changes: object) -> Counts:
         (RetrainPolicy(after_slices=6), QUIET, False),
         (RetrainPolicy(after_slices=5, min_interval=60), counts(seconds_since_training=59.0), False),
         (RetrainPolicy(after_slices=5, min_interval=60), counts(seconds_since_training=60.0), True),
+        (RetrainPolicy(when_round_done=False), counts(new_slices=0, heads_wanted=["deal"]), True),
+        (RetrainPolicy(enabled=False), counts(heads_wanted=["deal"]), False),
+        (RetrainPolicy(), counts(heads_wanted=["deal"], training=True), False),
+        (RetrainPolicy(min_interval=60), counts(heads_wanted=["deal"], seconds_since_training=59.0), False),
     ],
 )
 def test_due(policy: RetrainPolicy, state: Counts, due: bool) -> None:
     reason = policy.due(state)
     assert bool(reason) == due
-    assert reason is None or str(state.new_slices) in reason
+    assert reason is None or (", ".join(state.heads_wanted) or str(state.new_slices)) in reason

@@ -42,7 +42,7 @@ def with_a_model(server: Any, folder: Path) -> None:
 def test_every_strategy_has_a_round_of_its_own(demo: Path, serve: Callable[..., Any], tmp_path: Path) -> None:
     settings = {
         "usim_c.passes": "3", "usim_f.passes": "3", "mc_variance.passes": "4", "tta.views": "3", "bsq.passes": "3",
-        "representation_epochs": "1",
+        "representation_epochs": "1", "heads": "deal,learning_loss", "ensemble": "2",
     }  # fmt: skip
     server = serve(demo, budget=str(_BUDGET), retrain="false", epochs="4", steps_per_epoch="10", **settings)
     with_a_model(server, tmp_path)

@@ -16,12 +16,14 @@ from loop.signals import PoolMean, Signal
 from loop.views import (
     Augmentations,
     Augmented,
+    Difficulty,
     Dropout,
     Ensemble,
     Features,
     Gradients,
     Head,
     Passes,
+    PredictedLoss,
     Probs,
     View,
     Votes,
@@ -181,10 +183,48 @@ def test_parameters_make_another_signal() -> None:
         "suggestive_annotation": [{"passes": 3}, {"rate": 0.2}],
         "usim_c": [{"passes": 3}, {"rate": 0.2}, {"size": 5}],
         "usim_f": [{"passes": 3}, {"rate": 0.2}],
+        "deal": [{"bins": 5}],
     }
     for name, alternatives in changes.items():
         needs = [tuple(need.name for need in strategies.get(name, chosen).needs) for chosen in [{}, *alternatives]]
         assert len(set(needs)) == len(needs)
+
+
+@pytest.mark.parametrize("bins", [2, 10, 17])
+def test_deal_asks_for_the_highest_entropy_of_the_difficulty_histogram(bins: int) -> None:
+    strategy = strategies.get("deal", {"bins": bins} if bins != 10 else {})
+    (need,) = strategy.needs
+    assert (need.view, strategy.needs_heads) == (Difficulty(), {"deal"})
+    widths = np.linspace(0.01, 1, 12)[:, None, None]
+    maps = (np.random.default_rng(0).random((12, 5, 7)) * widths).astype(np.float32)
+    maps[2], maps[3] = 0, 1
+    expected = []
+    for difficulty in maps:
+        counts = Counter(min(bins - 1, int(value * np.float32(bins))) for value in difficulty.ravel())
+        expected.append(-sum(n / 35 * float(np.log(n / 35)) for n in counts.values()))
+    values = need.reduce(torch.from_numpy(maps)).numpy()
+    np.testing.assert_allclose(values, expected, rtol=1e-5, atol=1e-6)
+    assert (values[2], values[3]) == (0, 0)
+    selection = ask(strategy, make_pool([0] * 12, labeled=[11]), {need.name: values}, 4)
+    np.testing.assert_allclose(selection.scores, sorted(expected[:11], reverse=True)[:4], rtol=1e-5)
+    np.testing.assert_allclose(selection.scores, np.array(expected)[selection.rows], rtol=1e-5)
+    volume = need.reduce(torch.from_numpy(maps[None, :, :, :])).numpy()
+    everywhere = Counter(min(bins - 1, int(value * np.float32(bins))) for value in maps.ravel())
+    shares = [n / maps.size for n in everywhere.values()]
+    np.testing.assert_allclose(volume, [-sum(p * np.log(p) for p in shares)], rtol=1e-5)
+
+
+def test_learning_loss_asks_for_the_highest_predicted_loss_as_it_is() -> None:
+    strategy = strategies.get("learning_loss")
+    (need,) = strategy.needs
+    assert (need.view, strategy.needs_heads) == (PredictedLoss(), {"learning_loss"})
+    predicted = smooth(12)
+    np.testing.assert_array_equal(need.reduce(torch.from_numpy(predicted)).numpy(), predicted)
+    selection = ask(strategy, make_pool([0] * 12, labeled=[3]), {need.name: predicted}, 5)
+    candidates = [row for row in np.argsort(predicted)[::-1] if row != 3]
+    assert selection.rows.tolist() == candidates[:5]
+    wrapped = strategies.get("sb_learning_loss")
+    assert (wrapped.needs, wrapped.needs_heads) == (strategy.needs, {"learning_loss"})
 
 
 def test_pixels_outside_a_view_do_not_count() -> None:
@@ -914,11 +954,7 @@ def test_held_rows_are_as_if_they_were_not_there(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in strategies.names() if name != "spread"])
-<<<<<<< HEAD
 def test_labelled_rows_act_in_strategies_about_coverage_alone(name: str) -> None:
-=======
-def test_labelled_rows_act_in_what_covers_alone(name: str) -> None:
->>>>>>> wt-vaal
     strategy, values = strategies.get(name), everything(20)
     other = everything(20, seed=1)
     mixed = {
@@ -927,11 +963,7 @@ def test_labelled_rows_act_in_what_covers_alone(name: str) -> None:
     same = [
         ask(strategy, SOME, values, k).rows.tolist() == ask(strategy, SOME, mixed, k).rows.tolist() for k in range(2, 8)
     ]
-<<<<<<< HEAD
     assert all(same) != (name in ("bsq", "core_gcn", "core_set", "metric_core_set", "typiclust"))
-=======
-    assert all(same) != (name in ("core_set", "core_gcn", "typiclust"))
->>>>>>> wt-vaal
 
 
 @pytest.mark.parametrize("name", strategies.names())

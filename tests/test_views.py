@@ -4,6 +4,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,17 +31,19 @@ from loop.sweeping import SweepSource
 from loop.views import (
     Augmentations,
     Augmented,
+    Difficulty,
     Dropout,
     Ensemble,
     Features,
     Gradients,
     Head,
     HeadView,
+    PredictedLoss,
     Probs,
     View,
     Votes,
 )
-from models import ModelSpec
+from models import ModelSpec, heads
 from models.preprocess import normalised
 from models.weights import WeightsFolder
 from models.windows import windows
@@ -90,6 +93,7 @@ def small_spec(dims: str, **changes: Any) -> ModelSpec:
         head_layer="head",
         bottleneck_conv="bottleneck.0",
         decoder_convs=("mix", "smooth"),
+        loss_layers=(("down", 4), ("bottleneck", 6), ("up", 4), ("smooth", 4)),
     )
     return replace(spec, **changes)
 
@@ -234,6 +238,86 @@ def test_probabilities_features_and_head_share_one_forward_pass(tmp_path: Path, 
     found = views.compute(batch, frozenset({Probs(), Features(), Head()}))
     assert len(ran) == 1
     assert found.keys() == {Probs(), Features(), Head()}
+
+
+def with_heads(spec: ModelSpec) -> Segmenter:
+    """With both auxiliary heads, at random weights."""
+    weights = weights_of(spec, 7)
+    for name in heads.names():
+        drawn = {key: torch.randn(value.shape) for key, value in heads.build(name, spec, 0).state_dict().items()}
+        weights |= heads.named(name, drawn)
+    return Segmenter(spec, weights, device=CPU, batch=3)
+
+
+def keep(seen: dict[str, Tensor], name: str, layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> None:
+    """A forward hook."""
+    seen[name] = out
+
+
+@pytest.mark.parametrize("loss_layers", ["small", "unet"])
+@pytest.mark.parametrize(("dims", "unit"), CASES)
+def test_predicted_loss_and_difficulty_equal_a_plain_computation(
+    tmp_path: Path, dims: str, unit: str, loss_layers: str
+) -> None:
+    spec = small_spec(dims) if loss_layers == "small" else models.get(NAMES[dims], labels=("a", "b"))
+    study, segmenter = make_study(tmp_path, unit), with_heads(spec)
+    predicted, difficulty = (study.collect(segmenter, view) for view in (PredictedLoss(), Difficulty()))
+    for row in range(len(study.pool)):
+        losses, maps = [], []
+        for data, size in inputs_of(study, segmenter, row):
+            seen = dict[str, Tensor]()
+            layers = {name: segmenter.network.get_submodule(name) for name, _ in spec.loss_layers}
+            hooks = [layer.register_forward_hook(partial(keep, seen, name)) for name, layer in layers.items()]
+            with torch.inference_mode():
+                probs = cut(segmenter.network(data), size).softmax(1)
+                maps.append(segmenter.heads["deal"](probs)[:, 0])
+                levels = [seen[name] for name, _ in spec.loss_layers]
+                if spec.spatial_dims == 3 and unit == "slice":
+                    position, length = int(study.pool.position[row]), data.shape[2 + AXIS]
+                    places = [int((position + 0.5) * level.shape[2 + AXIS] / length) for level in levels]
+                    levels = [level.select(2 + AXIS, place) for level, place in zip(levels, places, strict=True)]
+                vectors = torch.cat([level.flatten(2).mean(2) for level in levels], 1)
+                losses.append(segmenter.heads["learning_loss"](vectors))
+            for hook in hooks:
+                hook.remove()
+        close(predicted[row], torch.stack(losses).mean(0), rtol=1e-3)
+        close(difficulty[row], as_item(study, segmenter, row, maps))
+    assert len({round(float(value), 6) for value in predicted.values()}) == len(study.pool)
+
+
+def test_in_windows_the_heads_see_all_of_a_volume(tmp_path: Path) -> None:
+    spec = small_spec("3-D", patch=(8, 8, 8))
+    study, segmenter = make_study(tmp_path, "volume", [(8, 8, 8), (13, 9, 10)]), with_heads(spec)
+    predicted, difficulty = (study.collect(segmenter, view) for view in (PredictedLoss(), Difficulty()))
+    probs = study.collect(segmenter, Probs())
+    for row, value in difficulty.items():
+        close(value, segmenter.heads["deal"](probs[row])[:, 0].detach())
+    alone = Segmenter(small_spec("3-D"), None, device=CPU)
+    alone.network, alone.heads = segmenter.network, segmenter.heads
+    whole = study.collect(alone, PredictedLoss())
+    close(predicted[0], whole[0])
+    # Each window sees its own surroundings, and what overlaps counts twice.
+    close(predicted[1], whole[1], rtol=0.5, atol=1)
+    assert torch.isfinite(predicted[1])
+
+
+@pytest.mark.parametrize("dims", DIMS)
+def test_the_heads_share_the_one_forward_pass(tmp_path: Path, dims: str) -> None:
+    study, segmenter = make_study(tmp_path, "slice", SHAPES[:1]), with_heads(small_spec(dims))
+    segmenter.batch, ran = 64, list[int]()
+    segmenter.network.register_forward_hook(lambda layer, args, out: ran.append(1))
+    views = study.views(segmenter)
+    (batch,) = views.batches(np.arange(len(study.pool)))
+    wanted = frozenset({Probs(), Features(), PredictedLoss(), Difficulty()})
+    assert views.compute(batch, wanted).keys() == wanted
+    assert len(ran) == 1
+
+
+@pytest.mark.parametrize("view", [PredictedLoss(), Difficulty()])
+def test_a_head_that_was_not_trained_is_refused_with_the_way_out(tmp_path: Path, view: View) -> None:
+    study = make_study(tmp_path, "slice")
+    with pytest.raises(BadInput, match=r"trained without the head .*: train again, with `heads`"):
+        study.collect(segmenter_of(small_spec("2-D")), view)
 
 
 def test_the_head_is_the_last_convolution_on_at_least_16_channels() -> None:

@@ -13,11 +13,13 @@ from tqdm import tqdm
 
 from datastore.volume_io import read_volume
 from loop.errors import BadInput
+from models.heads import without_heads
 from models.preprocess import IGNORED, prepare, prepare_label
 from models.spec import ModelSpec
 from models.weights import load_into
 from models.windows import logits
 from trainers.augment import augmented
+from trainers.heads import HeadsInTraining
 from trainers.losses import partial_dice_ce
 from trainers.metrics import dice, dice_counts, mean_dice
 
@@ -59,6 +61,7 @@ class Trained:
     """What a training made.
 
     Attributes:
+        weights: of the network and of its auxiliary heads.
         metrics: dice (mean over classes, None without validation labels), dice_per_class by name, loss, and what it used.
         curve: one entry an epoch.
     """
@@ -76,13 +79,37 @@ class _Loaded:
     target: Tensor
 
 
+@dataclass(frozen=True)
+class Data:
+    """What is annotated, read and preprocessed: several networks can be trained on the same."""
+
+    training: Sequence[_Loaded]
+    validation: Sequence[_Loaded]
+
+
+def load(spec: ModelSpec, cases: Sequence[Case], warn: Callable[[str], None] = lambda text: None) -> Data:
+    """Read the annotated slices.
+
+    Args:
+        warn: called with a sentence for each case that cannot be used; the others are.
+
+    Raises:
+        BadInput: no usable annotated slice of a training patient.
+    """
+    training, validation = (list(_load(spec, cases, split, warn)) for split in ("training", "validation"))
+    if not training:
+        raise BadInput("There is no usable annotated slice of a training patient yet. Label more, of other patients.")
+    return Data(training, validation)
+
+
 def train(
     spec: ModelSpec,
-    cases: Sequence[Case],
+    cases: Sequence[Case] | Data,
     settings: Settings,
     *,
     device: torch.device,
     start: Mapping[str, Tensor] | None = None,
+    heads: Sequence[str] = (),
     report: Callable[..., None] = lambda **progress: None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Trained:
@@ -90,24 +117,27 @@ def train(
 
     Args:
         start: weights to begin with; None begins from a seeded initialisation.
+        heads: names of the auxiliary heads that are trained along.
         report: called with epoch, epochs, fraction, loss, dice, eta (s) after each epoch, and more often with fraction.
         warn: called with a sentence for each case that cannot be used; the others are trained on.
 
     Raises:
-        BadInput: no usable annotated slice of a training patient, or `start` is of another network.
+        NotFound: no such head. BadInput: no usable annotated slice of a training patient, `start` is of another network, or
+            the model cannot have a head.
     """
-    training, validation = (list(_load(spec, cases, split, warn)) for split in ("training", "validation"))
-    if not training:
-        raise BadInput("There is no usable annotated slice of a training patient yet. Label more, of other patients.")
+    data = cases if isinstance(cases, Data) else load(spec, cases, warn)
     # Dropout draws from torch's own generator: seeded here, and left as it was.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
         network = _network(spec, start, settings.seed, device)
-        curve = _optimise(spec, network, training, validation, settings, device, report)
-    weights = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
+        auxiliary = HeadsInTraining(spec, network, heads, settings.seed, device, start)
+        curve = _optimise(spec, network, auxiliary, data, settings, device, report)
+    weights = {
+        key: value.detach().cpu().clone() for key, value in {**network.state_dict(), **auxiliary.weights()}.items()
+    }
     metrics = {key: curve[-1][key] for key in ("loss", "dice", "dice_per_class")} | {
-        "training_items": sum(len(loaded.data) for loaded in training),
-        "validation_items": sum(len(loaded.data) for loaded in validation),
+        "training_items": sum(len(loaded.data) for loaded in data.training),
+        "validation_items": sum(len(loaded.data) for loaded in data.validation),
     }
     return Trained(weights, metrics, curve)
 
@@ -115,7 +145,7 @@ def train(
 def _network(spec: ModelSpec, start: Mapping[str, Tensor] | None, seed: int, device: torch.device) -> torch.nn.Module:
     network = spec.network(seed)
     if start is not None:
-        load_into(network, start, spec.name)
+        load_into(network, without_heads(start), spec.name)
     network = network.to(device).train()
     if device.type == "cuda":
         network = network.to(memory_format=torch.channels_last if spec.spatial_dims == 2 else torch.channels_last_3d)
@@ -156,29 +186,34 @@ def _read(spec: ModelSpec, case: Case) -> _Loaded:
 def _optimise(
     spec: ModelSpec,
     network: torch.nn.Module,
-    training: Sequence[_Loaded],
-    validation: Sequence[_Loaded],
+    heads: HeadsInTraining,
+    data: Data,
     settings: Settings,
     device: torch.device,
     report: Callable[..., None],
 ) -> list[dict[str, Any]]:
     total = settings.epochs * settings.steps_per_epoch
-    optimiser = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate, weight_decay=1e-4)
+    groups = [
+        {"params": list(network.parameters()), "lr": settings.learning_rate},
+        *heads.parameters(settings.learning_rate),
+    ]
+    optimiser = torch.optim.AdamW(groups, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, settings.learning_rate, total_steps=total, pct_start=_WARM_UP
+        optimiser, [group["lr"] for group in groups], total_steps=total, pct_start=_WARM_UP
     )
     scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
-    batches = _batches(spec, training, settings)
+    batches = _batches(spec, data.training, settings)
     curve: list[dict[str, Any]] = []
     began, losses = time.monotonic(), []
     # disable=None: the bar shows on a terminal only.
     for step in tqdm(range(1, total + 1), desc="train", unit="step", disable=None):
-        data, target = next(batches)
-        data, target = data.to(device), target.to(device)
+        items, target = (part.to(device) for part in next(batches))
         with torch.autocast(device.type, enabled=device.type == "cuda"):
-            loss = partial_dice_ce(network(data), target)
+            logits = network(items)
+            loss = partial_dice_ce(logits, target)
+            further = heads.loss(logits, target, (step - 1) // settings.steps_per_epoch / settings.epochs)
         optimiser.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
+        scaler.scale(loss + further).backward()
         scaler.step(optimiser)
         scaler.update()
         schedule.step()
@@ -186,7 +221,7 @@ def _optimise(
         progress = {"fraction": step / total, "eta": (time.monotonic() - began) * (total - step) / step}
         epoch, ended = divmod(step, settings.steps_per_epoch)
         if ended == 0:
-            mean, per_class = _validate(spec, network, validation, device)
+            mean, per_class = _validate(spec, network, data.validation, device)
             names = dict(zip(spec.labels, per_class, strict=True))
             curve.append({"epoch": epoch, "loss": float(np.mean(losses)), "dice": mean, "dice_per_class": names})
             losses = []
