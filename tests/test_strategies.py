@@ -299,7 +299,7 @@ def test_the_table_describes_every_strategy() -> None:
             "power",
             {"inner": "core_set"},
             BadInput,
-            r"'inner' of 'power' must be one of bald, ensemble.*, got 'core_set'",
+            r"'inner' of 'power' must be one of bald, deal.*, got 'core_set'",
         ),
         ("spread_over_volumes", {"inner": "spread_over_volumes"}, BadInput, r"must be one of alges_img, "),
         ("spread_over_volumes", {"inner": ["bald"]}, BadInput, r"got \['bald'\]"),
