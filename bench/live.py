@@ -215,6 +215,8 @@ class Times:
 def race(lanes: Mapping[Key, Lane], effort: Effort, title: str) -> dict[Key, Times]:
     """The times of each lane, a block of each in turns, so that whatever slows the machine slows all of them.
 
+    Before a block the disk is brought up to date: a sync writes what other processes left in the file system's journal
+    too, and who syncs its own files must not pay for those that others do not sync.
     A block begins with a pause and a request that does not count. What a server still does after it has answered is
     thus in its own next time, as it would be with the next viewer, and not in that of the other server.
     """
@@ -225,6 +227,7 @@ def race(lanes: Mapping[Key, Lane], effort: Effort, title: str) -> dict[Key, Tim
     ):
         for turn in range(effort.blocks + effort.rounds):
             for name, lane in lanes.items():
+                os.sync()
                 time.sleep(_PAUSE_SECONDS)
                 lane.alone()
                 if turn < effort.blocks:

@@ -206,7 +206,8 @@ class Store:
 def _engine(url: str) -> Engine:
     if not url.startswith("sqlite"):
         return sa.create_engine(url, pool_pre_ping=True)
-    engine = sa.create_engine(url, connect_args={"timeout": 60}, pool_size=20, max_overflow=60)
+    # Last in, first out: a connection that was just used has the pages and the statements of the next one in its cache.
+    engine = sa.create_engine(url, connect_args={"timeout": 60}, pool_size=20, max_overflow=60, pool_use_lifo=True)
 
     @sa.event.listens_for(engine, "connect")
     def _connected(connection: Any, _: object) -> None:
