@@ -96,7 +96,7 @@ class AppConfig:
     epochs: int = setting(12, "training epochs", low=1)
     steps_per_epoch: int = setting(25, "optimiser steps in an epoch", low=1)
     batch_size: int = setting(8, "items in an optimiser step", low=1)
-    learning_rate: float = setting(3e-3, "peak learning rate of AdamW", low=1e-8, high=1)
+    learning_rate: float = setting(1e-2, "peak learning rate of AdamW", low=1e-8, high=1)
     heads: tuple[str, ...] = setting(
         (),
         "auxiliary heads trained along with the network, comma separated, besides those that served strategies need",
