@@ -1,5 +1,5 @@
 # make run | test | lint | bench | clean. Each sets up what it needs; a second run starts at once.
-# Settings: STUDIES=folder HOST=127.0.0.1 PORT=8000 CONF="--conf key value ..." PYTHON=python3.12
+# Settings: STUDIES=folder HOST=127.0.0.1 PORT=8000 CONF="--conf key value ..." PYTHON=python3.12 WORKERS=2
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -12,6 +12,8 @@ STUDIES ?= demo/images
 HOST ?= 127.0.0.1
 PORT ?= 8000
 CONF ?=
+# Half of a test's time is waiting for a server: two processes of one thread each use two cores best.
+WORKERS ?= 2
 
 .PHONY: help run test lint format bench clean
 
@@ -22,7 +24,7 @@ run: .venv/installed $(if $(filter demo/images,$(STUDIES)),demo/images)
 	$(BIN)/nextslice serve --studies $(STUDIES) --host $(HOST) --port $(PORT) $(CONF)
 
 test: .venv/developer
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: .venv/developer
 	$(BIN)/ruff check .

@@ -77,6 +77,11 @@ class FolderDatastore(Datastore):
             changed = [image_id for image_id, (_, version) in there.items() if known.get(image_id) != version]
             found = [self._found(image_id, *there[image_id]) for image_id in changed]
             self.loop.catalogue.sync(found, sorted(set(known) - set(there)), self._clock())
+        # Saved by another process, such as a batch inference, or while the image could not be read.
+        behind = self.loop.catalogue.behind()
+        with self._locks_guard:
+            for image_id in behind:
+                self._uncomposed.setdefault(image_id, {})
 
     def _scan(self) -> dict[str, tuple[Path, str]]:
         """{image id: (path, version)} of every file that claims to be an image; only names and times are read."""

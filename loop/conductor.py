@@ -11,6 +11,8 @@ from collections.abc import Callable
 from multiprocessing import forkserver
 from typing import Any
 
+from sqlalchemy.engine import RowMapping
+
 from loop.errors import Conflict, NextSliceError
 from loop.jobs import Jobs
 from loop.retrain import Counts, RetrainPolicy
@@ -150,8 +152,9 @@ class Conductor:
             return
         training = bool(self.loop.jobs.active("train"))
         # A training publishes further members after the first weights: whoever lets them vote waits for all.
-        waiting = [name for name in self.loop.served() if training and self.loop.strategy(name).needs_members > 1]
-        stale = [name for name in self.loop.served() if name not in waiting and self._is_stale(name)]
+        served, newest = self.loop.served(), self.loop.newest_rounds()
+        waiting = [name for name in served if training and self.loop.strategy(name).needs_members > 1]
+        stale = [name for name in served if name not in waiting and self._is_stale(newest.get(name))]
         if not stale:
             return
         state = self._state()
@@ -167,8 +170,7 @@ class Conductor:
                 "sweep", ",".join(rest), {"strategies": rest}, "the last round is done or its model is not current"
             )
 
-    def _is_stale(self, name: str) -> bool:
-        newest = self.loop.newest_rounds().get(name)
+    def _is_stale(self, newest: RowMapping | None) -> bool:
         if newest is None or newest["unit"] != self.loop.config.unit:
             return True
         if newest["model"] != self.loop.current_model():

@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -141,8 +141,7 @@ class AppConfig:
                 continue
             strategy, dot, parameter = key.partition(".")
             if dot:
-                values["parameters"] = values.get("parameters", {})
-                values["parameters"].setdefault(strategy, {})[parameter] = str(text)
+                values.setdefault("parameters", {}).setdefault(strategy, {})[parameter] = str(text)
                 continue
             if key == "parameters":
                 raise BadInput("Parameters of strategies are set one by one: --conf STRATEGY.PARAMETER value.")
@@ -188,7 +187,7 @@ class AppConfig:
         return Path(self.state).resolve() if self.state else Path(studies).resolve() / ".nextslice"
 
     def to_json(self) -> dict[str, Any]:
-        return {spec.name: getattr(self, spec.name) for spec in fields(self)} | {"parameters": dict(self.parameters)}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:

@@ -117,7 +117,7 @@ class Loop:
         configured cold start.
 
         Args:
-                source: computes what a strategy needs of a pool.
+            source: computes what a strategy needs of a pool.
             model: digest of the weights that the signals are made with.
             heads: names of the auxiliary heads that they hold.
 
@@ -132,7 +132,7 @@ class Loop:
         if not len(pool.candidates):
             return None
         strategy, selected_by = self.strategy(name, parameters), name
-        if (strategy.needs_task_model and model is None) or not strategy.needs_heads <= set(heads):
+        if not strategy.can_choose_with(model, heads):
             strategy, selected_by = strategies.get(self.config.cold_start), self.config.cold_start
         budget = budget or self.config.budget
         round_no = self._next_round_no()
@@ -226,7 +226,10 @@ class Loop:
     def served(self) -> list[str]:
         """The default strategy, and every other whose newest round somebody was served from."""
         newest = self.newest_rounds()
-        used = [name for name, row in newest.items() if name in strategies.names() and self.was_asked(row["id"])]
+        asked = sa.select(tickets.c.round).where(tickets.c.round.in_([row["id"] for row in newest.values()])).distinct()
+        with self.store.read() as connection:
+            numbers = set(connection.execute(asked).scalars())
+        used = [name for name, row in newest.items() if name in strategies.names() and row["id"] in numbers]
         return sorted({self.config.strategy, *used})
 
     def stood_in_for(self, since: float) -> list[str]:
@@ -238,14 +241,6 @@ class Loop:
             for row in rows
             if row["model"] == model and row["selected_by"] != row["strategy"] and row["opened_at"] >= since
         ]
-
-    def was_asked(self, number: int) -> bool:
-        """Whether anybody got a ticket of this round."""
-        with self.store.read() as connection:
-            return (
-                connection.execute(sa.select(tickets.c.id).where(tickets.c.round == number).limit(1)).first()
-                is not None
-            )
 
     def round(self, number: int) -> dict[str, Any]:
         """A round with its items, first to be asked first.

@@ -160,13 +160,9 @@ def sweep_and_plan(worker: Worker) -> dict[str, Any]:
     names = list(request["strategies"])
     digest = worker.weights.current()
     source = SweepSource(worker, digest)
-    chosen = [worker.loop.strategy(name, request.get("parameters")) for name in names]
+    chosen = {name: worker.loop.strategy(name, request.get("parameters")) for name in names}
     heads = worker.weights.card(digest).get("heads", []) if digest is not None else []
-    ready = [
-        strategy
-        for strategy in chosen
-        if (digest is not None or not strategy.needs_task_model) and strategy.needs_heads <= set(heads)
-    ]
+    ready = [strategy for strategy in chosen.values() if strategy.can_choose_with(digest, heads)]
     needs = tuple({signal.name: signal for strategy in ready for signal in strategy.needs}.values())
     if needs:
         source(worker.loop.catalogue.build_pool(), needs)
@@ -174,7 +170,7 @@ def sweep_and_plan(worker: Worker) -> dict[str, Any]:
     errors: dict[str, Exception] = {}
     for name in names:
         try:
-            _check_heads(worker, worker.loop.strategy(name, request.get("parameters")), digest, heads)
+            _check_heads(worker, chosen[name], digest, heads)
             opened[name] = worker.loop.plan(
                 name,
                 source,

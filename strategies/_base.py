@@ -1,7 +1,7 @@
 """The contract of a query strategy: arrays in, pool rows out."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -78,6 +78,10 @@ class Strategy(ABC):
     def needs_task_model(self) -> bool:
         """Whether it can choose only when there is a trained segmentation model; a learner is trained when it is needed."""
         return any(need.model == TASK for need in self.needs)
+
+    def can_choose_with(self, model: str | None, heads: Collection[str]) -> bool:
+        """Whether all that it looks at can be had of these weights, with these heads; if not, the cold start stands in."""
+        return (model is not None or not self.needs_task_model) and self.needs_heads <= set(heads)
 
     @property
     def needs_heads(self) -> frozenset[str]:

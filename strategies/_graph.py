@@ -7,22 +7,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from loop.signals import FloatArray
+from strategies._similarity import unit_rows
 
 _ISOLATED = 1e-6
 """A degree below it is rounding, or as good as none."""
 
 _LEARNING_RATE = 1e-3
 _WEIGHT_DECAY = 5e-4
-
-
-def unit_rows(features: FloatArray) -> FloatArray:
-    """(N, D) float64 rows of length 1; rows of zeros stay."""
-    # Divided by the largest entry first: the square of a large one would overflow.
-    features = np.asarray(features, np.float64)
-    largest = np.abs(features).max(axis=1, keepdims=True, initial=0)
-    features = np.divide(features, largest, out=np.zeros_like(features), where=largest > 0)
-    lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    return np.asarray(np.divide(features, lengths, out=features, where=lengths > 0))
 
 
 class SimilarityGraph:
@@ -80,7 +71,7 @@ def hidden_features(
         raise ValueError(
             f"The graph network needs labelled and unlabelled rows, got {labeled.sum()} labelled of {len(features)}."
         )
-    rows, generator = unit_rows(features), torch.Generator().manual_seed(int(rng.integers(2**63)))
+    rows, generator = unit_rows(features.astype(np.float64)), torch.Generator().manual_seed(int(rng.integers(2**63)))
     graph, mask = SimilarityGraph(rows), torch.from_numpy(labeled)
     seen = graph.propagate(torch.from_numpy(rows)).float()
 

@@ -57,12 +57,17 @@ def similarity_kernel(
     return kernel
 
 
+def unit_rows(rows: FloatArray) -> FloatArray:
+    """Rows (N, D) at length 1, in their own floating type; rows of zeros stay."""
+    unit = np.array(rows)
+    # The largest number first: lengths of huge and of tiny rows stay in range.
+    for order in (np.inf, 2):
+        length = np.linalg.norm(unit, order, axis=1, keepdims=True)
+        np.divide(unit, length, out=unit, where=length > 0)
+    return unit
+
+
 def _scaled(rows: FloatArray, root: FloatArray, metric: str) -> FloatArray:
     """Rows times sqrt(w), of length 1 (or 0) for the cosine; in float64 up to the last step, so that no square overflows."""
     scaled = rows * root
-    if metric == "cosine":
-        # The largest number first: lengths of huge and of tiny rows stay in range.
-        for order in (np.inf, 2):
-            length = np.linalg.norm(scaled, order, axis=1, keepdims=True)
-            np.divide(scaled, length, out=scaled, where=length > 0)
-    return scaled.astype(np.float32)
+    return (unit_rows(scaled) if metric == "cosine" else scaled).astype(np.float32)

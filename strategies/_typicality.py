@@ -8,6 +8,7 @@ import numpy.typing as npt
 from loop.signals import FloatArray
 from strategies._compiled import IntArray, finite_matrix
 from strategies._distance import candidates_of
+from strategies._similarity import unit_rows
 
 _MOST_CLUSTERS = 500
 _FULL_BATCH_CLUSTERS = 50
@@ -55,8 +56,7 @@ def typical_rows(
         raise ValueError(f"TypiClust needs a mask ({len(features)},) of the labelled, got {labeled.shape}.")
     rows = candidates_of(candidates, ~labeled, k, "TypiClust")
     if normalize:
-        lengths = np.linalg.norm(features, axis=1, keepdims=True)
-        features = np.divide(features, lengths, out=np.zeros_like(features), where=lengths > 0)
+        features = unit_rows(features)
     clusters = _clusters(features, min(int(labeled.sum()) + k, _MOST_CLUSTERS), rng)
     size, labels = np.bincount(clusters), np.bincount(clusters[labeled], minlength=clusters.max() + 1)
     left = {cluster: rows[clusters[rows] == cluster] for cluster in range(len(size))}

@@ -6,14 +6,14 @@ import numpy as np
 
 from loop.pool import Pool
 from loop.signals import Signal
-from strategies._base import Selection, Signals, Strategy, parameter, places
+from strategies._base import Selection, Signals, parameter, places
 from strategies._likelihood_ratio import likelihood_ratio_rows
-from strategies._signals import INFO_VAE_LATENT, mc_variance
-from strategies._topk import top_k
+from strategies._most_uncertain import MostUncertain
+from strategies._signals import INFO_VAE_LATENT
 
 
 @dataclass(frozen=True)
-class Bsq(Strategy):
+class Bsq(MostUncertain):
     """The n_unc most uncertain by MC-dropout variance, then argmax log q(z | pool) - log q(z | annotated) among them.
 
     q(z | X) = prod_k erfc(|z_k - mu_k| / (sqrt2 s_k)), mu and s those of X's latents in an infoVAE. The pool is everything
@@ -26,27 +26,15 @@ class Bsq(Strategy):
     selection_cost = "B evaluations of (n_unc, 200) tail probabilities"
     further_cost = ("an infoVAE trained once for the images there are",)
 
-    n_unc: int = parameter(
-        0, "how many of the most uncertain are looked at; 0 is twice the budget", low=0, high=1_000_000
-    )
     refit: bool = parameter(True, "count each pick as annotated when the next is chosen")
     floor: float = parameter(1e-3, "least standard deviation of a latent dimension", low=1e-6, high=1)
-    passes: int = parameter(17, "stochastic forward passes of the uncertainty, T", low=2, high=1000)
-    rate: float = parameter(0.5, "dropout rate in these passes", low=0, high=0.95)
-
-    @property
-    def uncertainty(self) -> Signal:
-        """(N,) what uncertain means."""
-        return mc_variance(self.passes, self.rate)
 
     @property
     def needs(self) -> tuple[Signal, ...]:
         return (self.uncertainty, INFO_VAE_LATENT)
 
     def select(self, pool: Pool, signals: Signals, k: int, rng: np.random.Generator) -> Selection:
-        uncertainty = signals[self.uncertainty.name][pool.candidates]
-        count = min(max(self.n_unc or 2 * k, k), len(uncertainty))
-        uncertain = np.sort(top_k(uncertainty, count, rng))
+        uncertainty, uncertain = self.most_uncertain(pool, signals, k, rng)
         known = pool.known
         picked, ratios = likelihood_ratio_rows(
             signals[INFO_VAE_LATENT.name][known], k, labeled=pool.labeled[known],

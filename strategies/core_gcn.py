@@ -8,9 +8,10 @@ import numpy as np
 from loop.pool import Pool
 from loop.signals import FloatArray, Signal
 from strategies._base import Selection, Signals, Strategy, parameter
-from strategies._graph import hidden_features, unit_rows
+from strategies._graph import hidden_features
 from strategies._kcenter import k_center_greedy
 from strategies._signals import BOTTLENECK_FEATURES
+from strategies._similarity import unit_rows
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class CoreGcn(Strategy):
         rows = np.sort(np.concatenate([np.flatnonzero(pool.labeled), drawn]))
         features, labeled = signals[BOTTLENECK_FEATURES.name][rows], pool.labeled[rows]
         from_labels = bool(labeled.any())
-        seen = hidden_features(features, labeled, rng) if from_labels else unit_rows(features)
+        seen = hidden_features(features, labeled, rng) if from_labels else unit_rows(features.astype(np.float64))
         picked, distances = k_center_greedy(seen, k, labeled=labeled, rng=rng)
         # Places among the rows that took part are no pool rows yet.
         return Selection(rows[picked], distances, tuple(_reasons(distances, count, from_labels)))

@@ -8,6 +8,7 @@ from loop.pool import Pool
 from loop.signals import Signal
 from strategies._base import Selection, Signals, Strategy, parameter
 from strategies._signals import CONTRASTIVE_FEATURES
+from strategies._similarity import unit_rows
 from strategies.core_set import covering
 
 
@@ -33,6 +34,5 @@ class MetricCoreSet(Strategy):
     def select(self, pool: Pool, signals: Signals, k: int, rng: np.random.Generator) -> Selection:
         features = signals[CONTRASTIVE_FEATURES.name][pool.known]
         if self.normalize:
-            lengths = np.linalg.norm(features, axis=1, keepdims=True)
-            features = features / np.where(lengths > 0, lengths, 1)
+            features = unit_rows(features)
         return covering(pool, features, k, rng)

@@ -91,6 +91,7 @@ def test_the_robot_does_the_whole_job_and_dice_rises(tmp_path: Path, serve: Call
     went = re.search(r"unseen to the end, mean Dice went ([\d.]+) -> [\d.]+ -> ([\d.]+)", ended.stdout)
     assert went, ended.stdout
     assert float(went[2]) > float(went[1])
+    server.wait_for("the next round", lambda p: any(r["state"] == "open" and r["model"] for r in p["rounds"]))
     with server.client() as http:
         rounds = [r for r in http.get("/al/rounds").json() if r["strategy"] == "max_entropy"]
     assert [r["state"] for r in rounds][::-1] == ["done", "done", "done", "open"]

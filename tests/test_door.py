@@ -1104,6 +1104,24 @@ def test_what_annotators_sent_never_becomes_an_image(door: Door, tmp_path: Path)
     loop.store.close()
 
 
+@pytest.mark.skipif(STOCK, reason="stock has one process")
+def test_what_another_process_submits_is_composed_here(door: Door, tmp_path: Path) -> None:
+    """A batch inference runs in a process of its own, which ends without renewing the masks."""
+    studies, state = tmp_path / "studies", tmp_path / "state"
+    shutil.copytree(door.server.root / "images", studies)
+    loop = Loop(
+        Store(f"sqlite:///{tmp_path / 'store.sqlite'}"), AppConfig(labels=("organ", "vessel", "wall", "lesion"))
+    )
+    here, there = FolderDatastore(studies, state, loop), FolderDatastore(studies, state, loop)
+    here.refresh()
+    there.submit(VICTIM, door.server.root / "labels" / f"{VICTIM}.nii.gz")
+    assert loop.catalogue.behind() == [VICTIM]
+    here.refresh()
+    here.settle()
+    assert loop.catalogue.behind() == []
+    loop.store.close()
+
+
 @pytest.mark.parametrize(("attack", "status", "says"), KEPT)
 def test_kept(door: Door, attack: Callable[[Door], httpx.Response], status: int, says: str) -> None:
     expect_refusal(door, attack, status, says)

@@ -12,6 +12,7 @@ from loop.errors import BadInput
 from models.representation import Representation
 from trainers.group_batches import GroupBatches
 from trainers.representation import IntArray, Report, RepresentationSettings, Slices
+from trainers.steps import descend, weights_of
 from trainers.view_augmentation import random_views
 
 TEMPERATURE = 0.5
@@ -151,7 +152,7 @@ def train(
     if device.type == "cuda":
         network = network.to(memory_format=torch.channels_last)
     _optimise(network, slices, batches, weights, settings, device, report)
-    return {key: value.detach().cpu().clone() for key, value in network.encoder.state_dict().items()}
+    return weights_of(network.encoder)
 
 
 def _optimise(
@@ -183,10 +184,7 @@ def _optimise(
                     z = network(views)
                 groups = (numbers[rows].to(device) for numbers in (volume, patient, position))
                 loss = contrastive_loss(z, *groups, weights=weights)
-                optimiser.zero_grad(set_to_none=True)
-                scaler.scale(loss).backward()
-                scaler.step(optimiser)
-                scaler.update()
+                descend(optimiser, scaler, loss)
                 mean += (float(loss.detach()) - mean) / taken
                 step = epoch * len(batches) + taken
                 bar.update(step - bar.n)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from datastore.volume_io import read_volume
 from loop.errors import BadInput
+from loop.views import likeliest
 from models.heads import without_heads
 from models.preprocess import IGNORED, prepare, prepare_label
 from models.spec import ModelSpec
@@ -22,6 +23,7 @@ from trainers.augment import augmented
 from trainers.heads import HeadsInTraining
 from trainers.losses import partial_dice_ce
 from trainers.metrics import dice, dice_counts, mean_dice
+from trainers.steps import descend, weights_of
 
 _WARM_UP = 0.21
 """Share of the steps; 1 / 0.21 is no whole number because OneCycleLR divides by zero where warming up is one step."""
@@ -132,9 +134,7 @@ def train(
         network = _network(spec, start, settings.seed, device)
         auxiliary = HeadsInTraining(spec, network, heads, settings.seed, device, start)
         curve = _optimise(spec, network, auxiliary, data, settings, device, report)
-    weights = {
-        key: value.detach().cpu().clone() for key, value in {**network.state_dict(), **auxiliary.weights()}.items()
-    }
+    weights = {**weights_of(network), **auxiliary.weights()}
     metrics = {key: curve[-1][key] for key in ("loss", "dice", "dice_per_class")} | {
         "training_items": sum(len(loaded.data) for loaded in data.training),
         "validation_items": sum(len(loaded.data) for loaded in data.validation),
@@ -212,10 +212,7 @@ def _optimise(
             logits = network(items)
             loss = partial_dice_ce(logits, target)
             further = heads.loss(logits, target, (step - 1) // settings.steps_per_epoch / settings.epochs)
-        optimiser.zero_grad(set_to_none=True)
-        scaler.scale(loss + further).backward()
-        scaler.step(optimiser)
-        scaler.update()
+        descend(optimiser, scaler, loss + further)
         schedule.step()
         losses.append(float(loss.detach()))
         progress = {"fraction": step / total, "eta": (time.monotonic() - began) * (total - step) / step}
@@ -295,7 +292,7 @@ def _validate(
         for loaded in validation:
             starts = range(0, len(loaded.data), _VALIDATION_BATCH)
             batches = (loaded.data[start : start + _VALIDATION_BATCH].to(device) for start in starts)
-            parts = [logits(spec, network, batch).argmax(1).cpu() for batch in batches]
+            parts = [likeliest(logits(spec, network, batch))[1].cpu() for batch in batches]
             scores.append(dice(dice_counts(torch.cat(parts), loaded.target, spec.channels_out)))
     network.train()
     return mean_dice(np.array(scores))

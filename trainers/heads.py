@@ -14,6 +14,7 @@ from models.preprocess import IGNORED
 from models.spec import ModelSpec
 from models.weights import load_into
 from trainers.losses import partial_dice_ce
+from trainers.steps import weights_of
 
 _MARGIN = 1.0
 _ATTACHED_SHARE = 0.6
@@ -90,7 +91,7 @@ class HeadsInTraining:
     def weights(self) -> dict[str, Tensor]:
         """Under the names that they have in the network's file."""
         return {
-            key: value for name, module in self.modules.items() for key, value in heads.named(name, module.state_dict()).items()
+            key: value for name, module in self.modules.items() for key, value in heads.named(name, weights_of(module)).items()
         }  # fmt: skip
 
     def close(self) -> None:

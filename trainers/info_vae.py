@@ -10,6 +10,7 @@ from tqdm import tqdm
 from models.info_vae import InfoVAE
 from models.representation import Representation
 from trainers.representation import Report, RepresentationSettings, Slices
+from trainers.steps import descend, weights_of
 
 BATCH = 32
 LEARNING_RATE = 5e-5
@@ -84,12 +85,9 @@ def train(
             total = 0.0
             for step, rows in enumerate(torch.randperm(len(slices), generator=order).split(BATCH), 1):
                 value = loss(network, slices.data[rows].to(device, non_blocking=True))
-                optimiser.zero_grad(set_to_none=True)
-                scaler.scale(value).backward()
-                scaler.step(optimiser)
-                scaler.update()
+                descend(optimiser, scaler, value)
                 total += float(value.detach())
                 bar.update()
                 done = (epoch - 1) * steps + step
                 report(epoch=epoch, epochs=epochs, fraction=done / (epochs * steps), loss=total / step)
-    return {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
+    return weights_of(network)

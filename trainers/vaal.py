@@ -9,6 +9,7 @@ from torch.nn import functional
 from models.representation import Representation
 from models.vaal import Vaal
 from trainers.representation import Report, RepresentationSettings, Slices
+from trainers.steps import descend, weights_of
 
 _EPOCHS = 50
 _MOST_STEPS = 2000
@@ -47,7 +48,7 @@ def train(
         ):
             torch.manual_seed(settings.seed)
             _optimise(network.to(device).train(), slices, settings, device, report)
-    return {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}
+    return weights_of(network)
 
 
 def _optimise(
@@ -76,11 +77,11 @@ def _optimise(
                 hidden = functional.binary_cross_entropy_with_logits(network.discriminate(mean), wish)
                 loss = _autoencoding(network.decode(latent).float(), data, mean, log_variance)
                 loss = loss + hidden / data[0].numel()
-            _step(coder, scalers[0], loss)
+            descend(coder, scalers[0], loss)
             with torch.autocast(device.type, enabled=enabled):
                 told = network.discriminate(mean.detach())
                 judged = functional.binary_cross_entropy_with_logits(told, truth)
-            _step(judge, scalers[1], judged)
+            descend(judge, scalers[1], judged)
             total += loss.detach()
             report(epoch=epoch, epochs=epochs, fraction=(epoch * steps + step + 1) / (epochs * steps))
         report(epoch=epoch + 1, epochs=epochs, fraction=(epoch + 1) / epochs, loss=float(total) / steps)
@@ -95,13 +96,6 @@ def _autoencoding(decoded: Tensor, data: Tensor, mean: Tensor, log_variance: Ten
     """Squared error + KL divergence from N(0, 1), both a pixel: the negative evidence lower bound (eq. 1)."""
     divergence = -0.5 * (1 + log_variance - mean.square() - log_variance.exp()).sum(1).mean()
     return functional.mse_loss(decoded, data) + divergence / data[0].numel()
-
-
-def _step(optimiser: torch.optim.Optimizer, scaler: torch.amp.GradScaler, loss: Tensor) -> None:
-    optimiser.zero_grad(set_to_none=True)
-    scaler.scale(loss).backward()
-    scaler.step(optimiser)
-    scaler.update()
 
 
 class _Shuffled:
