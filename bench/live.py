@@ -95,14 +95,15 @@ class Server:
         until = time.monotonic() + _START_SECONDS
         while time.monotonic() < until and self._process.poll() is None:
             try:
-                if httpx.get(f"{self._url}/info/", timeout=_ANSWER_SECONDS).status_code == 200:
+                if httpx.get(f"{self.url}/info/", timeout=_ANSWER_SECONDS).status_code == 200:
                     return
             except httpx.TransportError:
                 time.sleep(0.2)
         raise RuntimeError(f"{' '.join(self.command)} did not start: {self._log.read_text()[-3000:]}")
 
     @property
-    def _url(self) -> str:
+    def url(self) -> str:
+        """Its address."""
         return f"http://{_HOST}:{self.port}"
 
     @property
@@ -111,7 +112,7 @@ class Server:
 
     def request(self, method: str, path: str, **content: Any) -> httpx.Request:
         """A request with its body encoded, ready to be sent."""
-        request = httpx.Request(method, f"{self._url}{path}", **content)
+        request = httpx.Request(method, f"{self.url}{path}", **content)
         request.read()
         return request
 

@@ -4,7 +4,7 @@ import itertools
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,12 +71,17 @@ def link(image: Path, folder: Path, count: int) -> list[str]:
 
 def ours(studies: Path, home: Path) -> Server:
     """Our server, with nothing going on beside serving: it does not train."""
+    return our_server(studies, home, {"budget": str(_BUDGET), "retrain": "false"})
+
+
+def our_server(studies: Path, home: Path, conf: Mapping[str, str]) -> Server:
+    """`nextslice serve` with these settings."""
     # A copy, because MONAI Label writes beside an app's files.
-    (home / "app").mkdir()
+    (home / "app").mkdir(parents=True)
     for file in (_ROOT / "apps" / "radiology").glob("*.py"):
         shutil.copy(file, home / "app")
-    conf = ["--conf", f"budget={_BUDGET}", "--conf", "retrain=false"]
-    return Server(["cli", "serve", "--studies", str(studies), "--app", str(home / "app"), *conf], home)
+    settings = [part for key, value in conf.items() for part in ("--conf", f"{key}={value}")]
+    return Server(["cli", "serve", "--studies", str(studies), "--app", str(home / "app"), *settings], home)
 
 
 def stock(studies: Path, home: Path) -> Server:
