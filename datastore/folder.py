@@ -42,6 +42,7 @@ _ID_LENGTH = 200
 _MOST_IN_STORE = 1 << 20
 """Bytes of a submission that is committed with its record and filed later; for a larger one the sync is not what takes long."""
 _FILED_AT_ONCE = 50
+_QUIET_SECONDS = 0.3
 _MASKS_AT_HAND = 256 << 20
 """Bytes of masks kept until they are composed; others are read again."""
 
@@ -62,6 +63,7 @@ class FolderDatastore(Datastore):
         self._locks: dict[str, threading.RLock] = {}
         self._uncomposed: dict[str, dict[int, npt.NDArray[np.uint8]]] = {}
         self._unsettled: dict[str, int] = {}
+        self._saved_at, self._at_hand = float("-inf"), 0
         self._locks_guard, self._scan_guard, self._filing = threading.Lock(), threading.Lock(), threading.Lock()
         self._name, self._description = self.root.name, "images of a local folder"
         for folder in (state, state / "submissions", state / "incoming"):
@@ -318,15 +320,17 @@ class FolderDatastore(Datastore):
     def _compose_later(self, image_id: str, number: int, mask: npt.NDArray[np.uint8]) -> None:
         """Leave the composite to `settle`, with the mask at hand while there is room for it."""
         with self._locks_guard:
+            self._saved_at = self._clock()
             waiting = self._uncomposed.setdefault(image_id, {})
-            held = sum(kept.nbytes for masks in self._uncomposed.values() for kept in masks.values())
-            if held + mask.nbytes <= _MASKS_AT_HAND:
+            if self._at_hand + mask.nbytes <= _MASKS_AT_HAND:
                 waiting[number] = mask
+                self._at_hand += mask.nbytes
 
     def _compose_now(self, image_id: str) -> None:
         with self._lock(image_id):
             with self._locks_guard:
                 fresh = self._uncomposed.pop(image_id, {})
+                self._at_hand -= sum(mask.nbytes for mask in fresh.values())
             image = self.loop.catalogue.image(image_id)
             self._compose(image, self._header(image), fresh)
 
@@ -355,6 +359,10 @@ class FolderDatastore(Datastore):
         self._write_original(image_id, original, header, same=start is None and bool(counts))
         with self._locks_guard:
             self._unsettled[image_id] = max(sent, default=0)
+
+    def quiet(self) -> bool:
+        """Whether nobody saved just now: what `settle` writes and syncs would make the next save wait."""
+        return abs(self._clock() - self._saved_at) >= _QUIET_SECONDS
 
     def settle(self) -> None:
         """Give submissions their files, renew the composite masks of images with new ones, and make both durable.

@@ -63,7 +63,7 @@ class Assembly:
         datastore = FolderDatastore(root, state, loop)
         workplace = Workplace(root, state, datastore.labels, store.url, config.to_json())
         weights = workplace.weights()
-        conductor = Conductor(loop, workplace, datastore.refresh, datastore.settle)
+        conductor = Conductor(loop, workplace, datastore.refresh, datastore.settle, datastore.quiet)
         watcher = FolderWatcher(datastore.root, datastore.is_ours, conductor.changed)
         return cls(config, store, loop, datastore, workplace, workplace.spec(), weights, conductor, watcher)
 

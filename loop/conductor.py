@@ -25,6 +25,9 @@ logger = logging.getLogger(__name__)
 _TICK_SECONDS = 0.5
 _PAUSE_SECONDS = 0.2
 _FIRST_LOOK_SECONDS = 10.0
+_SETTLE_SECONDS = 5.0
+"""What saves left for later waits no longer than this, however fast they come."""
+
 _RETRY_SECONDS = 60.0
 """A plan that opened no round, or failed, is tried again when something changed, or after this long."""
 
@@ -37,7 +40,8 @@ class Conductor:
 
     Args:
         refresh: looks for new images; called at least every `rescan_seconds` and after `changed`.
-        settle: makes durable what saves left for later; called at every look.
+        settle: does what saves left for later; called before a training, and every few seconds.
+        quiet: whether that would disturb no save.
     """
 
     def __init__(
@@ -46,16 +50,18 @@ class Conductor:
         workplace: Workplace,
         refresh: Callable[[], None] = lambda: None,
         settle: Callable[[], None] = lambda: None,
+        quiet: Callable[[], bool] = lambda: True,
     ) -> None:
         config = loop.config
-        self.loop, self.workplace, self._refresh, self._settle = loop, workplace, refresh, settle
+        self.loop, self.workplace, self._refresh = loop, workplace, refresh
+        self._settle, self._quiet = settle, quiet
         self.policy = RetrainPolicy(
             config.retrain, config.retrain_after, config.retrain_when_round_done, config.retrain_min_interval
         )
         self._children: dict[str, Any] = {}
         self._guard = threading.RLock()
         self._stop, self._wake, self._looked = threading.Event(), threading.Event(), threading.Event()
-        self._changed, self._scanned = True, float("-inf")
+        self._changed, self._scanned, self._settled = True, float("-inf"), float("-inf")
         self._had_a_round: set[str] = set()
         self._tried: dict[str, tuple[tuple[Any, ...], float]] = {}
         self._thread = threading.Thread(target=self._run, daemon=True, name="conductor")
@@ -109,11 +115,15 @@ class Conductor:
         if self._changed or time.monotonic() - self._scanned > self.loop.config.rescan_seconds:
             self._changed, self._scanned = False, time.monotonic()
             self._refresh()
-        self._settle()
         with self._guard:
             self._reap()
             self._retrain_if_due()
             self._plan_if_due()
+        # Not under the guard: it may take its time, and annotators must not wait for it.
+        if self._training_begins() or self._quiet() or time.monotonic() - self._settled > _SETTLE_SECONDS:
+            self._settle()
+            self._settled = time.monotonic()
+        with self._guard:
             for kind in ("train", "sweep"):
                 self._start_queued(kind)
 
@@ -218,11 +228,17 @@ class Conductor:
 
     # --- child processes
 
+    def _queued(self, kind: str) -> list[dict[str, Any]]:
+        return [job for job in self.loop.jobs.active(kind) if job["state"] == "queued"]
+
+    def _training_begins(self) -> bool:
+        """Whether a training comes next, which sees what the composite masks hold."""
+        return "train" not in self._children and bool(self._queued("train"))
+
     def _start_queued(self, kind: str) -> None:
         if kind in self._children:
             return
-        queued = [job for job in self.loop.jobs.active(kind) if job["state"] == "queued"]
-        if queued:
+        if queued := self._queued(kind):
             child = self._processes.Process(
                 target=run, args=(self.workplace, queued[0]["id"]), name=f"{kind}-{queued[0]['id'][:8]}"
             )

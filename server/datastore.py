@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, File, Form, Query, UploadFile
 from fastapi.background import BackgroundTasks
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, JSONResponse
 from monailabel.endpoints.user.auth import User
 from monailabel.utils.others.generic import file_checksum, get_mime_type
 
@@ -88,7 +88,7 @@ def save_label(
     params: Annotated[str, Form()] = "{}",
     tag: str = FINAL,
     user: User = Depends(Annotator),
-) -> dict[str, Any]:
+) -> JSONResponse:
     """Checked, kept for ever, and counted; durable when this answers.
 
     `params`: `client_id` (who), `annotated_slices` (which slices this label answers for; default: those the open ticket
@@ -109,7 +109,10 @@ def save_label(
             image, path, annotator=annotator, tag=tag or FINAL, ticket=ticket, slices=slices, params=wishes
         )
     here.conductor.wake()
-    return {"image": image, "label": image, "tag": tag or FINAL, **kept, "message": _thanks(image, kept["slices"])}
+    # As a response, because FastAPI validates and writes a plain dict in one more thread.
+    return JSONResponse(
+        {"image": image, "label": image, "tag": tag or FINAL, **kept, "message": _thanks(image, kept["slices"])}
+    )
 
 
 def _thanks(image: str, slices: list[int]) -> str:
