@@ -1,4 +1,4 @@
-"""nextslice: serve, annotate, demo-data, strategies, doctor."""
+"""nextslice: serve, annotate, simulate, demo-data, strategies, doctor."""
 
 import sys
 from pathlib import Path
@@ -26,11 +26,7 @@ def serve(
     log_level: Annotated[str, typer.Option(help="debug, info, warning, error")] = "info",
 ) -> None:
     """Start the server."""
-    pairs = [text.partition("=") for text in conf or []]
-    wrong = [text for text, equals, _ in pairs if not equals]
-    if wrong:
-        _fail(f"--conf needs key=value, got {wrong[0]!r}.")
-    settings = {key: value for key, _, value in pairs}
+    settings = _settings(conf)
     folder = Path(studies)
     if not studies.startswith(("http://", "https://")) and not folder.is_dir():
         _fail(
@@ -94,6 +90,48 @@ def annotate(
         _fail(str(error))
 
 
+@app.command()
+def simulate(
+    images: Annotated[Path, typer.Option(help="folder of images")],
+    labels: Annotated[Path, typer.Option(help="folder with the true mask of every image, named like the image")],
+    out: Annotated[Path, typer.Option(help="folder of the results; the same command goes on where it was stopped")],
+    strategies: Annotated[str, typer.Option(help='comma separated; "all" annotates the whole pool: the upper bound')],
+    scribbles: Annotated[Path | None, typer.Option(help="folder of scribbles that answer in the masks' place")] = None,
+    preset: Annotated[str, typer.Option(help="a paper's protocol; what is given beside it counts more")] = "",
+    unit: Annotated[str, typer.Option(help="slice or volume")] = "",
+    start: Annotated[int, typer.Option(min=0, help="items annotated before the first choice; 0: the protocol's")] = 0,
+    budget: Annotated[int, typer.Option(min=0, help="items a round; 0: the protocol's")] = 0,
+    rounds: Annotated[int, typer.Option(min=0, help="rounds after the start; 0: the protocol's")] = 0,
+    seeds: Annotated[str, typer.Option(help="5 is seeds 0 to 4; or a range 3-6, or a list 1,4")] = "5",
+    model: Annotated[str, typer.Option(help="network; empty: the protocol's")] = "",
+    protocol: Annotated[str, typer.Option(help="scratch or finetune; empty: the protocol's")] = "",
+    scale: Annotated[float, typer.Option(help="smaller by this factor: start, budget, training steps")] = 1.0,
+    most_pool: Annotated[int, typer.Option(min=0, help="at most so many volumes to choose from; 0: all")] = 0,
+    most_test: Annotated[int, typer.Option(min=0, help="at most so many volumes to measure on; 0: all")] = 0,
+    test_share: Annotated[float, typer.Option(help="share of the patients held aside to measure on")] = 0.25,
+    conf: Annotated[
+        list[str] | None, typer.Option("--conf", "-c", help="a setting of the server, as for serve")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="runs at once, each on its share of the cores")] = 1,
+    devices: Annotated[str, typer.Option(help="comma separated; runs take them in turn")] = "auto",
+    keep: Annotated[bool, typer.Option(help="keep every run's weights and signals")] = False,
+) -> None:
+    """Simulate annotation campaigns, with the truth for an annotator, and write tables of what each strategy gained."""
+    from bench.campaign.command import simulate_command
+
+    try:
+        trouble = simulate_command(
+            images, labels, scribbles, out,
+            names=strategies, preset_name=preset, unit=unit, start=start, budget=budget, rounds=rounds, seeds=seeds, model=model,
+            protocol=protocol, scale=scale, most_pool=most_pool, most_test=most_test, test_share=test_share,
+            conf=_settings(conf), workers=workers, devices=devices, keep=keep, command=" ".join(["nextslice", *sys.argv[1:]]),
+        )  # fmt: skip
+    except NextSliceError as error:
+        _fail(str(error))
+    if trouble:
+        raise typer.Exit(1)
+
+
 @app.command("strategies")
 def list_strategies() -> None:
     """What can be asked with."""
@@ -132,6 +170,14 @@ def doctor(
 def _fail(message: str) -> None:
     typer.echo(f"nextslice: {message}", err=True)
     raise typer.Exit(2)
+
+
+def _settings(conf: list[str] | None) -> dict[str, str]:
+    pairs = [text.partition("=") for text in conf or []]
+    wrong = [text for text, equals, _ in pairs if not equals]
+    if wrong:
+        _fail(f"--conf needs key=value, got {wrong[0]!r}.")
+    return {key: value for key, _, value in pairs}
 
 
 def _paired(arguments: list[str]) -> list[str]:

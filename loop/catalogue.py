@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -48,13 +47,6 @@ class Catalogue:
     def __init__(self, store: Store, config: AppConfig) -> None:
         self.store, self.config = store, config
 
-    def patient_of(self, image_id: str) -> str:
-        """The patient that the configured pattern finds in the id, else the id itself."""
-        match = re.search(self.config.patient_pattern, image_id)
-        if not match:
-            return image_id
-        return match.group(1 if match.groups() else 0) or image_id
-
     def axis_of(self, spacing: Sequence[float]) -> int:
         """The slice axis: as configured, else that of coarsest spacing, the last among equals (within 1 %)."""
         if self.config.axis != "auto":
@@ -73,7 +65,9 @@ class Catalogue:
             return
         with self.store.write() as connection:
             known = self._rows(connection, [image.id for image in found])
-            splits = self._splits(connection, [self.patient_of(image.id) for image in found if image.id not in known])
+            splits = self._splits(
+                connection, [self.config.patient_of(image.id) for image in found if image.id not in known]
+            )
             fresh = [self._fresh(image, splits, at) for image in found if image.id not in known]
             if fresh:
                 connection.execute(images.insert(), fresh)
@@ -106,7 +100,7 @@ class Catalogue:
         return hashlib.sha256(f"{self.config.seed}/{patient}".encode()).digest()
 
     def _fresh(self, image: Found, splits: Mapping[str, str], at: float) -> dict[str, Any]:
-        patient = self.patient_of(image.id)
+        patient = self.config.patient_of(image.id)
         base = {"id": image.id, "patient": patient, "split": splits[patient], "added_at": at, "info": {}}
         return base | self._facts(image)
 

@@ -186,6 +186,13 @@ class AppConfig:
         """Where everything of ours lives."""
         return Path(self.state).resolve() if self.state else Path(studies).resolve() / ".nextslice"
 
+    def patient_of(self, image_id: str) -> str:
+        """The patient that `patient_pattern` finds in the id, else the id itself."""
+        match = re.search(self.patient_pattern, image_id)
+        if not match:
+            return image_id
+        return match.group(1 if match.groups() else 0) or image_id
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -66,11 +66,13 @@ class Door:
 
     Attributes:
         base: holds everything: demo/ with the studies, outside/ with what is to be left alone, tmp/ for temporary files.
+        filing: a label was sent, whose files the server writes when it is quiet.
     """
 
     server: Any
     base: Path
     http: httpx.Client = field(init=False)
+    filing: bool = False
     model: str = "segmentation" if STOCK else "unet2d"
     strategy: str = "first" if STOCK else "spread"
 
@@ -122,6 +124,7 @@ class Door:
         text = params if isinstance(params, str) else json.dumps(params or {})
         files = {"label": (name, self.mask if data is None else data)}
         query = {"image": VICTIM, **query}
+        self.filing = True
         return self.call("PUT", "/datastore/label", params=query, data={"params": text}, files=files)
 
     def put_note(self, text: str, image: str = NOTED) -> httpx.Response:
@@ -173,6 +176,14 @@ class Door:
 
     def state(self) -> tuple[dict[str, str], dict[str, list[str]]]:
         return self.tree(), self.labels()
+
+    def rest(self) -> None:
+        """Wait until the server has filed what was sent before."""
+        seen: dict[str, str] = {}
+        while self.filing:
+            time.sleep(1)
+            before, seen = seen, self.tree()
+            self.filing = before != seen
 
     def training(self) -> str:
         """The newest training's status."""
@@ -268,6 +279,7 @@ def reason(answer: httpx.Response) -> str:
 
 def expect_refusal(door: Door, attack: Callable[[Door], httpx.Response], status: int, says: str) -> None:
     """The right 4xx with the reason, nothing touched anywhere, and a server that goes on."""
+    door.rest()
     before = door.state()
     answer = attack(door)
     assert answer.status_code == status, answer.text[:500]

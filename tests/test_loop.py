@@ -213,8 +213,8 @@ def test_slice_axis_is_the_coarsest(make: MakeLoop, spacing: tuple[float, ...], 
     [("patient007_frame01", "patient007"), ("sub-A1/ses-2/scan", "sub-A1"), ("hippocampus_004", "hippocampus_004")],
 )
 def test_patient_comes_from_the_id(make: MakeLoop, image_id: str, patient: str) -> None:
-    assert make().catalogue.patient_of(image_id) == patient
-    assert make(patient_pattern=r"_(\d+)").catalogue.patient_of("hippocampus_004") == "004"
+    assert make().config.patient_of(image_id) == patient
+    assert make(patient_pattern=r"_(\d+)").config.patient_of("hippocampus_004") == "004"
 
 
 def test_validation_share_is_by_patient_and_stays(make: MakeLoop) -> None:

@@ -1,0 +1,87 @@
+"""How good a model is on the patients held aside."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from bench.campaign.study import Study
+from datastore.volume_io import Volume, read_volume
+from infers.engine import Segmenter, pick_device
+from infers.read_ahead import ahead
+from loop.config import AppConfig
+from models.spec import ModelSpec
+from trainers.metrics import dice, dice_counts
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of one class in one volume; None where a measure says nothing.
+
+    Attributes:
+        dice_2d: mean over the slices that have the class or a prediction of it. dice_3d: over the volume.
+        hd95, msd: mm; lower is better.
+    """
+
+    patient: str
+    volume: str
+    label: str
+    dice_2d: float | None
+    dice_3d: float | None
+    hd95: float | None
+    msd: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def measure(
+    study: Study,
+    spec: ModelSpec,
+    weights: Mapping[str, Tensor],
+    config: AppConfig,
+    axis_of: Callable[[Sequence[float]], int],
+) -> list[Score]:
+    """Scores of every class on every test volume."""
+    segmenter = Segmenter(
+        spec, weights, device=pick_device(config.device), batch=config.sweep_batch, seed=config.seed
+    )  # fmt: skip
+    found = []
+    for image_id, (image, truth) in ahead(
+        lambda image_id: (read_volume(study.image(image_id)), read_volume(study.mask(image_id))), study.test
+    ):
+        axis = axis_of(image.spacing)
+        predicted = segmenter.predict(image, axis)
+        found += _scores(study.patients[image_id], image_id, spec.labels, predicted, truth, axis)
+    return found
+
+
+def _scores(
+    patient: str,
+    image_id: str,
+    labels: Sequence[str],
+    predicted: npt.NDArray[np.uint8],
+    truth: Volume,
+    axis: int,
+) -> list[Score]:
+    true, classes = truth.array.astype(np.uint8), len(labels) + 1
+    whole = dice(dice_counts(torch.from_numpy(predicted), torch.from_numpy(true), classes))
+    slices = zip(np.moveaxis(predicted, axis, 0), np.moveaxis(true, axis, 0), strict=True)
+    per_slice = np.array([dice(dice_counts(torch.from_numpy(p), torch.from_numpy(t), classes)) for p, t in slices])
+    return [
+        Score(patient, image_id, label, _mean(per_slice[:, k]), _number(whole[k]), None, None)
+        for k, label in enumerate(labels)
+    ]
+
+
+def _mean(values: npt.NDArray[np.float64]) -> float | None:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else None
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
