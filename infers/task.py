@@ -2,7 +2,7 @@
 
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from loop.catalogue import Catalogue
 from loop.config import AppConfig
 from loop.errors import BadInput, Conflict
 from models.spec import ModelSpec
-from models.weights import WeightsFolder
+from models.weights import WeightsFolder, check_plans
 
 RESULT_SUFFIXES = (*NIFTI, *ITK)
 RESULT_TYPES = ("uint8", "int16", "uint16", "int32", "float32")
@@ -27,19 +27,27 @@ class SegmentationInfer(InferTask):
     """The configured model with its current weights.
 
     Args:
+        spec: asked for at each change of weights, because a model that follows from plans has none before the first.
         outbox: folder for result files; the server deletes them after sending.
     """
 
     def __init__(
-        self, spec: ModelSpec, weights: WeightsFolder, catalogue: Catalogue, config: AppConfig, outbox: Path
+        self,
+        name: str,
+        dimension: int,
+        spec: Callable[[], ModelSpec],
+        weights: WeightsFolder,
+        catalogue: Catalogue,
+        config: AppConfig,
+        outbox: Path,
     ) -> None:
         super().__init__(
             type=InferType.SEGMENTATION,
             labels=config.label_values(),
-            dimension=spec.spatial_dims,
-            description=f"{spec.name}: the model that NextSlice trains on the annotated slices",
+            dimension=dimension,
+            description=f"{name}: the model that NextSlice trains on the annotated slices",
         )
-        self.spec, self.weights, self.app_config, self.outbox = spec, weights, config, outbox
+        self.name, self.spec, self.weights, self.app_config, self.outbox = name, spec, weights, config, outbox
         self._catalogue = catalogue
         self._lock = threading.Lock()
         self._loaded: tuple[str, Segmenter] | None = None
@@ -78,13 +86,12 @@ class SegmentationInfer(InferTask):
         digest = self.weights.current()
         if digest is None:
             raise Conflict(
-                f"The model {self.spec.name!r} has not been trained yet. Label some slices, or POST /train/{self.spec.name}."
+                f"The model {self.name!r} has not been trained yet. Label some slices, or POST /train/{self.name}."
             )
         if self._loaded is None or self._loaded[0] != digest:
-            device = pick_device(self.app_config.device)
-            segmenter = Segmenter(
-                self.spec, self.weights.load(digest), device=device, batch=self.app_config.sweep_batch
-            )
+            device, spec = pick_device(self.app_config.device), self.spec()
+            check_plans(self.weights.card(digest), spec.plans)
+            segmenter = Segmenter(spec, self.weights.load(digest), device=device, batch=self.app_config.sweep_batch)
             self._loaded = (digest, segmenter)
         return self._loaded
 

@@ -136,6 +136,15 @@ def read_weights(data: bytes) -> dict[str, Tensor]:
     return found
 
 
+def check_plans(card: Mapping[str, Any], plans: str) -> None:
+    """Raise BadInput if the weights of a card were trained under other plans than those of this digest."""
+    if card.get("plans", "") != plans:
+        raise BadInput(
+            f"The weights {card['digest']} were trained under the plans {card.get('plans') or 'of none'}, and the plans are "
+            f"now {plans or 'none'}: train again from scratch, or put the former plans.json back into the model's folder."
+        )
+
+
 def load_into(network: nn.Module, weights: Weights, name: str) -> None:
     """Give the network of the model `name` these weights.
 
