@@ -2,7 +2,7 @@
 
 import threading
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,8 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from datastore.volume_io import ITK, NIFTI, read_volume, write_volume
 from infers.engine import Segmenter, pick_device
 from loop.catalogue import Catalogue
-from loop.config import AppConfig
 from loop.errors import BadInput, Conflict
-from models.spec import ModelSpec
+from loop.workplace import Workplace, dimension, model_name
 from models.weights import WeightsFolder, check_plans
 
 RESULT_SUFFIXES = (*NIFTI, *ITK)
@@ -27,30 +26,28 @@ class SegmentationInfer(InferTask):
     """The configured model with its current weights.
 
     Args:
-        spec: asked for at each change of weights, because a model that follows from plans has none before the first.
+        workplace: says what the model is, at each change of weights: one that follows from plans is none before the first.
         outbox: folder for result files; the server deletes them after sending.
     """
 
-    def __init__(
-        self,
-        name: str,
-        dimension: int,
-        spec: Callable[[], ModelSpec],
-        weights: WeightsFolder,
-        catalogue: Catalogue,
-        config: AppConfig,
-        outbox: Path,
-    ) -> None:
+    def __init__(self, workplace: Workplace, weights: WeightsFolder, catalogue: Catalogue, outbox: Path) -> None:
+        config = workplace.open_config()
+        self.name = model_name(config)
         super().__init__(
             type=InferType.SEGMENTATION,
             labels=config.label_values(),
-            dimension=dimension,
-            description=f"{name}: the model that NextSlice trains on the annotated slices",
+            dimension=dimension(config),
+            description=f"{self.name}: the model that NextSlice trains on the annotated slices",
         )
-        self.name, self.spec, self.weights, self.app_config, self.outbox = name, spec, weights, config, outbox
+        self.workplace, self.weights, self.app_config, self.outbox = workplace, weights, config, outbox
         self._catalogue = catalogue
         self._lock = threading.Lock()
         self._loaded: tuple[str, Segmenter] | None = None
+
+    def info(self) -> dict[str, Any]:
+        """What viewers are told, and of a model that follows from plans, those."""
+        plans = self.workplace.plans()
+        return {**super().info(), **({"plans": plans.summary()} if plans else {})}
 
     def is_valid(self) -> bool:
         """Whether there are weights to predict with; viewers are shown valid models only."""
@@ -89,7 +86,7 @@ class SegmentationInfer(InferTask):
                 f"The model {self.name!r} has not been trained yet. Label some slices, or POST /train/{self.name}."
             )
         if self._loaded is None or self._loaded[0] != digest:
-            device, spec = pick_device(self.app_config.device), self.spec()
+            device, spec = pick_device(self.app_config.device), self.workplace.spec()
             check_plans(self.weights.card(digest), spec.plans)
             segmenter = Segmenter(spec, self.weights.load(digest), device=device, batch=self.app_config.sweep_batch)
             self._loaded = (digest, segmenter)

@@ -21,7 +21,7 @@ from loop.errors import BadInput, unknown
 from loop.rounds import Loop
 from loop.shell import ServedStrategy, SweepScoring
 from loop.store import Store
-from loop.workplace import Workplace, dimension, model_name
+from loop.workplace import Workplace, model_name
 from models import heads
 from models.spec import ModelSpec
 from models.weights import WeightsFolder, check_plans
@@ -80,15 +80,7 @@ class Assembly:
     def infers(self) -> dict[str, SegmentationInfer]:
         """{model: its inference}."""
         outbox = self.workplace.state / "incoming"
-        task = SegmentationInfer(
-            self.model,
-            dimension(self.config),
-            self.workplace.spec,
-            self.weights,
-            self.loop.catalogue,
-            self.config,
-            outbox,
-        )
+        task = SegmentationInfer(self.workplace, self.weights, self.loop.catalogue, outbox)
         return {self.model: task}
 
     def trainers(self) -> dict[str, LoopTrainer]:
@@ -130,6 +122,7 @@ class Assembly:
 
     def start(self) -> None:
         """Bring the records up to the files, watch the folder, and let the conductor begin."""
+        check_plans_of(str(self.workplace.root), self.config)
         keep_freed_memory()
         behind = self.datastore.repair()
         if behind:
@@ -185,6 +178,11 @@ def checked_config(studies: str, conf: Mapping[str, str]) -> AppConfig:
         "Model %s, default strategy %s, labels %s", model_name(config), config.strategy, ", ".join(config.labels)
     )
     return config
+
+
+def check_plans_of(studies: str, config: AppConfig) -> None:
+    """Raise BadInput if the campaign has plans that are damaged, or of another configuration than the one that is set."""
+    Workplace(Path(studies), config.state_dir(studies), Path(), "", config.to_json()).plans()
 
 
 def _check_model(config: AppConfig) -> None:
