@@ -65,10 +65,10 @@ def make_plans(
     Raises:
         BadInput: no image can be read, or the images are no volumes and a 3-D configuration is asked for.
     """
-    found = _Fingerprint(cases, report, warn)
-    name = modality if modality != "auto" else "ct" if float(np.median(found.darkest)) <= _AIR else "mr"
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".planning-") as place:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".planning-") as place, _nnunet_folders(Path(place)):
+        found = _Fingerprint(cases, report, warn)
+        name = modality if modality != "auto" else "ct" if float(np.median(found.darkest)) <= _AIR else "mr"
         content = _run_planner(Path(place), found, labels, name.upper())
     if configuration not in content["configurations"]:
         raise BadInput(
@@ -183,7 +183,7 @@ def _run_planner(place: Path, found: _Fingerprint, labels: Sequence[str], channe
     }
     (raw / "dataset.json").write_text(json.dumps(dataset))
     (preprocessed / "dataset_fingerprint.json").write_text(json.dumps(found.to_json()))
-    with _nnunet_folders(place), contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()):
         # The slice axis stands first already.
         ExperimentPlanner(_DATASET, suppress_transpose=True).plan_experiment()
     plans: dict[str, Any] = json.loads((preprocessed / "nnUNetPlans.json").read_text())
@@ -192,15 +192,13 @@ def _run_planner(place: Path, found: _Fingerprint, labels: Sequence[str], channe
 
 @contextlib.contextmanager
 def _nnunet_folders(place: Path) -> Iterator[None]:
-    """nnU-Net finds its folders by these variables; they are as before when the block ends."""
-    names = {f"nnUNet_{kind}": str(place / kind) for kind in ("raw", "preprocessed", "results")}
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(names)
+    """nnU-Net finds its folders by variables of the environment, which is as before when the block ends."""
+    before = dict(os.environ)
+    os.environ.update({f"nnUNet_{kind}": str(place / kind) for kind in ("raw", "preprocessed", "results")})
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        # Not only these: importing nnU-Net sets some more.
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
