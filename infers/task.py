@@ -16,7 +16,7 @@ from infers.engine import Segmenter, pick_device
 from loop.catalogue import Catalogue
 from loop.errors import BadInput, Conflict
 from loop.workplace import Workplace, dimension, model_name
-from models.weights import WeightsFolder, check_plans
+from models.weights import WeightsFolder
 
 RESULT_SUFFIXES = (*NIFTI, *ITK)
 RESULT_TYPES = ("uint8", "int16", "uint16", "int32", "float32")
@@ -87,8 +87,9 @@ class SegmentationInfer(InferTask):
             )
         if self._loaded is None or self._loaded[0] != digest:
             device, spec = pick_device(self.app_config.device), self.workplace.spec()
-            check_plans(self.weights.card(digest), spec.plans)
-            segmenter = Segmenter(spec, self.weights.load(digest), device=device, batch=self.app_config.sweep_batch)
+            segmenter = Segmenter(
+                spec, self.weights.load(digest, plans=spec.plans), device=device, batch=self.app_config.sweep_batch
+            )
             self._loaded = (digest, segmenter)
         return self._loaded
 

@@ -128,10 +128,10 @@ class SweepSource:
         worker, config = self.worker, self.worker.config
         return Segmenter(
             worker.spec,
-            worker.load(self._digest),
+            worker.weights.load(self._digest, plans=worker.spec.plans),
             device=pick_device(config.device),
             batch=config.sweep_batch,
-            members=[worker.load(digest) for digest in members],
+            members=[worker.weights.load(digest, plans=worker.spec.plans) for digest in members],
             seed=config.seed,
         )
 

@@ -106,7 +106,7 @@ def train(worker: Worker) -> dict[str, Any]:
             own,
             device=pick_device(request["device"]),
             # A member that was not trained before begins anew, to differ from the others.
-            start=worker.load(parents[member]) if member < len(parents) else None,
+            start=worker.weights.load(parents[member], plans=worker.spec.plans) if member < len(parents) else None,
             heads=() if member else heads,
             report=told.of(member),
         )

@@ -8,15 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 import models
 from loop.config import AppConfig
 from loop.errors import BadInput
 from loop.rounds import Loop
 from models import plans
 from models.plans import Plans
-from models.weights import WeightsFolder, check_plans
+from models.weights import WeightsFolder
 
 logger = logging.getLogger(__name__)
 
@@ -120,15 +118,6 @@ class Worker:
     def spec(self) -> models.ModelSpec:
         """The configured model; raises as `Workplace.spec`."""
         return self.workplace.spec()
-
-    def load(self, digest: str) -> dict[str, Tensor]:
-        """Weights of the configured model.
-
-        Raises:
-            NotFound: no such weights. BadInput: they are damaged, or were trained under other plans.
-        """
-        check_plans(self.weights.card(digest), self.spec.plans)
-        return self.weights.load(digest)
 
     def report(self, **progress: Any) -> None:
         """Put progress into the store, at most twice a second, and always when complete."""

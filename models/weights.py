@@ -104,12 +104,17 @@ class WeightsFolder:
         self.card(digest)
         return self._file(digest)
 
-    def load(self, digest: str) -> dict[str, Tensor]:
+    def load(self, digest: str, *, plans: str | None = None) -> dict[str, Tensor]:
         """The weights, after checking that the file is what was published.
 
+        Args:
+            plans: digest of the plans that they must have been trained under, "" for none; None does not ask.
+
         Raises:
-            NotFound: no such weights. BadInput: the file is damaged, or not plain tensors.
+            NotFound: no such weights. BadInput: the file is damaged, or not plain tensors, or of other plans.
         """
+        if plans is not None:
+            check_plans(self.card(digest), plans)
         data = self.path(digest).read_bytes()
         if hashlib.sha256(data).hexdigest()[:16] != digest:
             raise BadInput(f"The weights {digest} are damaged: their content has another digest.")

@@ -157,6 +157,7 @@ def campaign(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[L
     config = AppConfig(
         model=request.param, epochs=1, steps_per_epoch=2, batch_size=2, validation_share=0.0, labels=LABELS, budget=3,
         heads=("deal", "learning_loss"), ensemble=2,
+        parameters={"usim_c": {"passes": 2}, "usim_f": {"passes": 2}, "mc_variance": {"passes": 2}, "tta": {"views": 2}},
     )  # fmt: skip
     store = Store(f"sqlite:///{tmp_path / 'store.sqlite'}")
     loop, labels, found = Loop(store, config), tmp_path / "labels", []
