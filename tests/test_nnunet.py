@@ -1,6 +1,7 @@
 """nnU-Net: what its planner makes of images, and that a campaign keeps to the plans."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -210,6 +211,30 @@ def test_the_plans_must_be_of_the_configuration_that_is_set(tmp_path: Path) -> N
     both = Workplace(tmp_path, tmp_path, tmp_path, "", replace(config, nnunet="2d").to_json())
     assert both.plans() == Plans.read(FILE)
     assert both.spec().spatial_dims == dimension(replace(config, nnunet="2d")) == 2
+
+
+def test_the_command_prints_the_plans_and_a_server_refuses_what_they_do_not_fit(tmp_path: Path) -> None:
+    images(tmp_path, (16, 24, 6), (1, 1, 3))
+
+    def told(command: str, *settings: str) -> tuple[int, str]:
+        pairs = [part for setting in settings for part in ("--conf", setting)]
+        found = CliRunner().invoke(app, [command, "--studies", str(tmp_path), *pairs])
+        return found.exit_code, re.sub(r"\s+", " ", found.output)
+
+    code, shown = told("plan", "labels=a,b")
+    assert code == 0
+    for line in ("patch_size [24, 16]", "batch_size 2", "parameters 0.5 M", "normalization ZScoreNormalization"):
+        assert line in shown
+    assert told("plan", "labels=a,b", "modality=ct") == (code, shown), "plans that are there stay"
+    for command, setting, message in [
+        ("plan", "model=unet", "'unet' follows from no plans"),
+        ("plan", "spacing=1,1", "takes spacing and patch from its plans"),
+        ("serve", "nnunet=3d_fullres", "The campaign's plans are for 2d"),
+        ("serve", "nnunet=4d", "nnunet must be one of auto, 2d, 3d_fullres, got '4d'"),
+    ]:
+        code, shown = told(command, *(["model=nnunet"] if command == "serve" else []), setting)
+        assert code == 2
+        assert message in shown
 
 
 # --- a campaign
