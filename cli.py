@@ -1,4 +1,4 @@
-"""nextslice: serve, annotate, simulate, demo-data, strategies, doctor."""
+"""nextslice: serve, annotate, simulate, demo-data, strategies, plan, doctor."""
 
 import sys
 from pathlib import Path
@@ -33,13 +33,21 @@ def serve(
             f"--studies must be a folder that is there, got {studies!r}. `nextslice demo-data {studies}` makes one to try."
         )
     # Imported late: MONAI Label takes seconds that the other commands need not wait for.
-    from loop.assembly import checked_config
+    from loop.assembly import check_plans_of, checked_config
 
     try:
-        checked_config(studies, settings)
+        check_plans_of(studies, checked_config(studies, settings))
     except NextSliceError as error:
         _fail(str(error))
     _start_server(app_dir, studies, settings, host, port, log_level)
+
+
+def _settings(conf: list[str] | None) -> dict[str, str]:
+    pairs = [text.partition("=") for text in conf or []]
+    wrong = [text for text, equals, _ in pairs if not equals]
+    if wrong:
+        _fail(f"--conf needs key=value, got {wrong[0]!r}.")
+    return {key: value for key, _, value in pairs}
 
 
 def _start_server(app_dir: Path, studies: str, conf: dict[str, str], host: str, port: int, log_level: str) -> None:
@@ -148,6 +156,28 @@ def list_strategies() -> None:
         for entry in row["parameters"]
     ]
     typer.echo(table("Their parameters", ["strategy", "parameter", "default", "meaning"], parameters, text=True))
+
+
+@app.command()
+def plan(
+    studies: Annotated[Path, typer.Option("--studies", "-s", help="folder with the volumes")],
+    conf: Annotated[
+        list[str] | None, typer.Option("--conf", "-c", help="a setting, as of serve: key value; model is nnunet")
+    ] = None,
+    again: Annotated[bool, typer.Option(help="plan anew; weights of former plans can be used no more")] = False,
+) -> None:
+    """Print nnU-Net's plans of a campaign; they are made and kept now if there are none."""
+    if not studies.is_dir():
+        _fail(f"--studies must be a folder that is there, got {str(studies)!r}.")
+    settings = {"model": "nnunet", **_settings(conf)}
+    # Imported late: MONAI Label and PyTorch take seconds that the other commands need not wait for.
+    from bench.plans import planned_campaign
+
+    try:
+        for name, value in planned_campaign(studies, settings, again, lambda text: typer.echo(text, err=True)).items():
+            typer.echo(f"{name:32} {value}")
+    except NextSliceError as error:
+        _fail(str(error))
 
 
 @app.command()

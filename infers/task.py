@@ -14,9 +14,8 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from datastore.volume_io import ITK, NIFTI, read_volume, write_volume
 from infers.engine import Segmenter, pick_device
 from loop.catalogue import Catalogue
-from loop.config import AppConfig
 from loop.errors import BadInput, Conflict
-from models.spec import ModelSpec
+from loop.workplace import Workplace, dimension, model_name
 from models.weights import WeightsFolder
 
 RESULT_SUFFIXES = (*NIFTI, *ITK)
@@ -27,22 +26,28 @@ class SegmentationInfer(InferTask):
     """The configured model with its current weights.
 
     Args:
+        workplace: says what the model is, at each change of weights: one that follows from plans is none before the first.
         outbox: folder for result files; the server deletes them after sending.
     """
 
-    def __init__(
-        self, spec: ModelSpec, weights: WeightsFolder, catalogue: Catalogue, config: AppConfig, outbox: Path
-    ) -> None:
+    def __init__(self, workplace: Workplace, weights: WeightsFolder, catalogue: Catalogue, outbox: Path) -> None:
+        config = workplace.open_config()
+        self.name = model_name(config)
         super().__init__(
             type=InferType.SEGMENTATION,
             labels=config.label_values(),
-            dimension=spec.spatial_dims,
-            description=f"{spec.name}: the model that NextSlice trains on the annotated slices",
+            dimension=dimension(config),
+            description=f"{self.name}: the model that NextSlice trains on the annotated slices",
         )
-        self.spec, self.weights, self.app_config, self.outbox = spec, weights, config, outbox
+        self.workplace, self.weights, self.app_config, self.outbox = workplace, weights, config, outbox
         self._catalogue = catalogue
         self._lock = threading.Lock()
         self._loaded: tuple[str, Segmenter] | None = None
+
+    def info(self) -> dict[str, Any]:
+        """What viewers are told, and of a model that follows from plans, those."""
+        plans = self.workplace.plans()
+        return {**super().info(), **({"plans": plans.summary()} if plans else {})}
 
     def is_valid(self) -> bool:
         """Whether there are weights to predict with; viewers are shown valid models only."""
@@ -78,12 +83,12 @@ class SegmentationInfer(InferTask):
         digest = self.weights.current()
         if digest is None:
             raise Conflict(
-                f"The model {self.spec.name!r} has not been trained yet. Label some slices, or POST /train/{self.spec.name}."
+                f"The model {self.name!r} has not been trained yet. Label some slices, or POST /train/{self.name}."
             )
         if self._loaded is None or self._loaded[0] != digest:
-            device = pick_device(self.app_config.device)
+            device, spec = pick_device(self.app_config.device), self.workplace.spec()
             segmenter = Segmenter(
-                self.spec, self.weights.load(digest), device=device, batch=self.app_config.sweep_batch
+                spec, self.weights.load(digest, plans=spec.plans), device=device, batch=self.app_config.sweep_batch
             )
             self._loaded = (digest, segmenter)
         return self._loaded

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from monailabel.config import settings
 
+import models
 import strategies
 from datastore.folder import ORIGINAL, FolderDatastore
 from datastore.watcher import FolderWatcher
@@ -23,7 +24,7 @@ from loop.store import Store
 from loop.workplace import Workplace, model_name
 from models import heads
 from models.spec import ModelSpec
-from models.weights import WeightsFolder
+from models.weights import WeightsFolder, check_plans
 from trainers.task import LoopTrainer
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,6 @@ class Assembly:
     loop: Loop
     datastore: FolderDatastore
     workplace: Workplace
-    spec: ModelSpec
     weights: WeightsFolder
     conductor: Conductor
     watcher: FolderWatcher
@@ -65,16 +65,27 @@ class Assembly:
         weights = workplace.weights()
         conductor = Conductor(loop, workplace, datastore.refresh, datastore.settle, datastore.quiet)
         watcher = FolderWatcher(datastore.root, datastore.is_ours, conductor.changed)
-        return cls(config, store, loop, datastore, workplace, workplace.spec(), weights, conductor, watcher)
+        return cls(config, store, loop, datastore, workplace, weights, conductor, watcher)
+
+    @property
+    def model(self) -> str:
+        """The configured model's name."""
+        return model_name(self.config)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The configured model; raises as `Workplace.spec`."""
+        return self.workplace.spec()
 
     def infers(self) -> dict[str, SegmentationInfer]:
         """{model: its inference}."""
         outbox = self.workplace.state / "incoming"
-        return {self.spec.name: SegmentationInfer(self.spec, self.weights, self.loop.catalogue, self.config, outbox)}
+        task = SegmentationInfer(self.workplace, self.weights, self.loop.catalogue, outbox)
+        return {self.model: task}
 
     def trainers(self) -> dict[str, LoopTrainer]:
         """{model: its trainer}."""
-        return {self.spec.name: LoopTrainer(self.spec.name, self.loop.jobs, self.workplace)}
+        return {self.model: LoopTrainer(self.model, self.loop.jobs, self.workplace)}
 
     def strategies(self) -> dict[str, ServedStrategy]:
         """{served name: strategy}; `random` may stand for the default strategy, because OHIF asks for nothing else."""
@@ -93,11 +104,11 @@ class Assembly:
         Raises:
             NotFound: no such model or image. Conflict: no weights yet, or the image is unreadable.
         """
-        models_here = self.infers_by_name
-        if request.get("model") not in models_here:
-            raise unknown("model", request.get("model"), models_here)
+        served = self.infers_by_name
+        if request.get("model") not in served:
+            raise unknown("model", request.get("model"), served)
         image_id = str(request.get("image"))
-        task = models_here[str(request["model"])]
+        task = served[str(request["model"])]
         file, params = task({**request, "image": self.datastore.readable_path(image_id)})
         saved = bool(request.get("save_label"))
         if saved:
@@ -111,13 +122,14 @@ class Assembly:
 
     def start(self) -> None:
         """Bring the records up to the files, watch the folder, and let the conductor begin."""
+        check_plans_of(str(self.workplace.root), self.config)
         keep_freed_memory()
         behind = self.datastore.repair()
         if behind:
             logger.info("Made %d composite masks anew after an interrupted save", len(behind))
         current = self.weights.current()
         if current and current != self.loop.current_model():
-            self.loop.published(self.spec.name, current, self.weights.card(current)["metrics"], how="found at start")
+            self.loop.published(self.model, current, self.weights.card(current)["metrics"], how="found at start")
         self.watcher.start()
         self.conductor.start()
 
@@ -129,10 +141,16 @@ class Assembly:
         self.store.close()
 
     def rollback(self, digest: str) -> dict[str, Any]:
-        """Use earlier weights again; rounds are planned anew with them. Raises NotFound for weights never published."""
+        """Use earlier weights again; rounds are planned anew with them.
+
+        Raises:
+            NotFound: never published. BadInput: they were trained under other plans.
+        """
         card = self.weights.card(digest)
+        if card.get("plans"):
+            check_plans(card, self.spec.plans)
         self.weights.rollback(digest, self.loop.clock())
-        self.loop.published(self.spec.name, digest, card["metrics"], how="rolled back")
+        self.loop.published(self.model, digest, card["metrics"], how="rolled back")
         self.conductor.wake()
         return card
 
@@ -153,14 +171,29 @@ def checked_config(studies: str, conf: Mapping[str, str]) -> AppConfig:
             raise unknown("strategy", name, strategies.names())
     if strategies.get(config.cold_start).needs:
         raise BadInput(f"cold_start must be a strategy that needs no model, got {config.cold_start!r}.")
-    spec = Workplace(Path(studies), Path(), Path(), "", config.to_json()).spec()
-    heads.check({*config.heads, *strategies.get(config.strategy).needs_heads}, spec)
+    _check_model(config)
     if config.unit == "slice" and config.slices_per_ticket > config.budget:
         logger.info("slices_per_ticket (%d) is above budget (%d)", config.slices_per_ticket, config.budget)
     logger.info(
         "Model %s, default strategy %s, labels %s", model_name(config), config.strategy, ", ".join(config.labels)
     )
     return config
+
+
+def check_plans_of(studies: str, config: AppConfig) -> None:
+    """Raise BadInput if the campaign has plans that are damaged, or of another configuration than the one that is set."""
+    Workplace(Path(studies), config.state_dir(studies), Path(), "", config.to_json()).plans()
+
+
+def _check_model(config: AppConfig) -> None:
+    """Raise NotFound or BadInput for a model that is not there, or cannot be as configured."""
+    name = model_name(config)
+    if models.is_planned(name):
+        if config.spacing or config.patch:
+            raise BadInput(f"The model {name!r} takes spacing and patch from its plans: leave the settings empty.")
+        return
+    spec = models.get(name, labels=config.labels, spacing=config.spacing, patch=config.patch)
+    heads.check({*config.heads, *strategies.get(config.strategy).needs_heads}, spec)
 
 
 def _prepare_folder(state: Path) -> None:

@@ -18,7 +18,7 @@ from loop.jobs import Jobs
 from loop.retrain import Counts, RetrainPolicy
 from loop.rounds import Loop, Swept
 from loop.worker import run
-from loop.workplace import Workplace
+from loop.workplace import Workplace, model_name
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +133,7 @@ class Conductor:
         reason = self.due()
         if reason:
             logger.info("Retraining: %s", reason)
-            self.loop.jobs.queue("train", self.workplace.spec().name, {}, reason)
+            self.loop.jobs.queue("train", model_name(self.loop.config), {}, reason)
 
     def due(self) -> str | None:
         """Why a training should start now, or None."""

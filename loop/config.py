@@ -77,6 +77,16 @@ class AppConfig:
     seed: int = setting(0, "seed of every random step", low=0)
 
     model: str = setting("auto", "network; auto is unet2d for slices and unet3d for volumes")
+    nnunet: str = setting(
+        "auto",
+        "configuration of the model nnunet; auto is 2d for slices and 3d_fullres for volumes",
+        choices=("auto", "2d", "3d_fullres"),
+    )
+    modality: str = setting(
+        "auto",
+        "what nnunet takes the images for when it plans; auto is ct where at least half of them reach down to -500",
+        choices=("auto", "ct", "mr"),
+    )
     spacing: tuple[float, ...] = setting(
         (), "resample to this spacing in mm, comma separated, along the model's axes; empty keeps the image's own"
     )
@@ -95,7 +105,9 @@ class AppConfig:
     train_from: str = setting("scratch", "where a training starts", choices=("scratch", "current"))
     epochs: int = setting(12, "training epochs", low=1)
     steps_per_epoch: int = setting(25, "optimiser steps in an epoch", low=1)
-    batch_size: int = setting(8, "items in an optimiser step", low=1)
+    batch_size: int = setting(
+        0, "items in an optimiser step; 0 is the model's own: 8, and for nnunet what its plans say", low=0
+    )
     learning_rate: float = setting(1e-2, "peak learning rate of AdamW", low=1e-8, high=1)
     heads: tuple[str, ...] = setting(
         (),

@@ -128,10 +128,10 @@ class SweepSource:
         worker, config = self.worker, self.worker.config
         return Segmenter(
             worker.spec,
-            worker.weights.load(self._digest),
+            worker.weights.load(self._digest, plans=worker.spec.plans),
             device=pick_device(config.device),
             batch=config.sweep_batch,
-            members=[worker.weights.load(digest) for digest in members],
+            members=[worker.weights.load(digest, plans=worker.spec.plans) for digest in members],
             seed=config.seed,
         )
 
@@ -273,8 +273,12 @@ class SweepSource:
     @cached_property
     def _voters(self) -> list[str]:
         """As they are at the beginning: members that a training publishes meanwhile are for the next sweep."""
-        weights, labels = self.worker.weights, list(self.worker.spec.labels)
-        others = [card["digest"] for card in reversed(weights.cards()) if card.get("labels") == labels]
+        weights, spec = self.worker.weights, self.worker.spec
+        others = [
+            card["digest"]
+            for card in reversed(weights.cards())
+            if card.get("labels") == list(spec.labels) and card.get("plans", "") == spec.plans
+        ]
         return list(dict.fromkeys([*weights.members(self._digest), *others]))
 
     def _kept_as(self, need: Signal) -> Signal:

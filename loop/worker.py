@@ -13,6 +13,7 @@ import strategies
 from infers.engine import pick_device
 from loop.allocation import keep_freed_memory
 from loop.errors import BadInput, NextSliceError
+from loop.planning import plan_if_needed
 from loop.rounds import Loop
 from loop.store import Store
 from loop.sweeping import SweepSource
@@ -36,7 +37,9 @@ def run(workplace: Workplace, job_id: str) -> None:
     job = loop.jobs.get(job_id)
     try:
         loop.jobs.start(job_id, workplace.weights().current())
-        result = JOBS[job["kind"]](Worker(workplace, loop, job))
+        worker = Worker(workplace, loop, job)
+        plan_if_needed(worker)
+        result = JOBS[job["kind"]](worker)
     except NextSliceError as error:
         logger.error("%s failed: %s", job["kind"], error)
         loop.jobs.end(job_id, "error", message=str(error))
@@ -74,7 +77,7 @@ def train(worker: Worker) -> dict[str, Any]:
     settings = engine.Settings(
         epochs=request["epochs"],
         steps_per_epoch=request["steps_per_epoch"],
-        batch_size=request["batch_size"],
+        batch_size=request["batch_size"] or worker.spec.batch_size,
         learning_rate=request["learning_rate"],
         seed=request["seed"],
     )
@@ -103,7 +106,7 @@ def train(worker: Worker) -> dict[str, Any]:
             own,
             device=pick_device(request["device"]),
             # A member that was not trained before begins anew, to differ from the others.
-            start=worker.weights.load(parents[member]) if member < len(parents) else None,
+            start=worker.weights.load(parents[member], plans=worker.spec.plans) if member < len(parents) else None,
             heads=() if member else heads,
             report=told.of(member),
         )
@@ -118,6 +121,7 @@ def train(worker: Worker) -> dict[str, Any]:
                 key: getattr(own, key) for key in ("epochs", "steps_per_epoch", "batch_size", "learning_rate")
             },
             "submission": submission,
+            **({"plans": worker.spec.plans} if worker.spec.plans else {}),
             "seconds": time.monotonic() - began,
             "heads": [] if member else heads,
             **({"member": member, "ensemble": count} if count > 1 else {}),

@@ -4,12 +4,16 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import models
 from loop.config import AppConfig
+from loop.errors import BadInput
 from loop.rounds import Loop
+from models import plans
+from models.plans import Plans
 from models.weights import WeightsFolder
 
 logger = logging.getLogger(__name__)
@@ -35,14 +39,48 @@ class Workplace:
         return AppConfig.from_json(self.config)
 
     def spec(self) -> models.ModelSpec:
-        """The configured model."""
+        """The configured model.
+
+        Raises:
+            Conflict: it follows from plans, and there are none yet. BadInput: the plans are damaged, or for another setting.
+        """
         config = self.open_config()
-        name = model_name(config)
-        return models.get(name, labels=config.labels, spacing=config.spacing, patch=config.patch)
+        return models.get(
+            model_name(config), labels=config.labels, spacing=config.spacing, patch=config.patch, plans=self.plans()
+        )
+
+    def plans(self) -> Plans | None:
+        """The campaign's plans; None if there are none yet, or the model needs none.
+
+        Raises:
+            BadInput: they are damaged, or of another configuration than the one that is set.
+        """
+        config = self.open_config()
+        if not models.is_planned(model_name(config)):
+            return None
+        try:
+            found = Plans.read(self.plans_file)
+        except FileNotFoundError:
+            return None
+        if found.configuration != configuration(config):
+            raise BadInput(
+                f"The campaign's plans are for {found.configuration}, but {configuration(config)} is set: set "
+                f"--conf nnunet {found.configuration}, or plan again: nextslice plan --again."
+            )
+        return found
+
+    @property
+    def plans_file(self) -> Path:
+        return self.model_folder / plans.FILE
+
+    @property
+    def model_folder(self) -> Path:
+        """Where the configured model's weights and plans are."""
+        return self.state / "models" / model_name(self.open_config())
 
     def weights(self) -> WeightsFolder:
         """The configured model's weights."""
-        return WeightsFolder(self.state / "models" / model_name(self.open_config()))
+        return WeightsFolder(self.model_folder)
 
 
 def model_name(config: AppConfig) -> str:
@@ -52,15 +90,34 @@ def model_name(config: AppConfig) -> str:
     return "unet3d" if config.unit == "volume" else "unet2d"
 
 
+def configuration(config: AppConfig) -> str:
+    """nnU-Net's configuration, with "auto" made plain."""
+    if config.nnunet != "auto":
+        return config.nnunet
+    return "3d_fullres" if config.unit == "volume" else "2d"
+
+
+def dimension(config: AppConfig) -> int:
+    """2 or 3: what the configured model looks at, known before it has plans."""
+    name = model_name(config)
+    if models.is_planned(name):
+        return 2 if configuration(config) == "2d" else 3
+    return models.get(name, labels=config.labels).spatial_dims
+
+
 class Worker:
     """One job's tools: the loop, the request, and a throttled way to report."""
 
     def __init__(self, workplace: Workplace, loop: Loop, job: Mapping[str, Any]) -> None:
         self.workplace, self.loop, self.job = workplace, loop, job
         self.config = workplace.open_config()
-        self.spec = workplace.spec()
         self.weights = workplace.weights()
         self._reported = 0.0
+
+    @cached_property
+    def spec(self) -> models.ModelSpec:
+        """The configured model; raises as `Workplace.spec`."""
+        return self.workplace.spec()
 
     def report(self, **progress: Any) -> None:
         """Put progress into the store, at most twice a second, and always when complete."""

@@ -46,12 +46,12 @@ def prepare(spec: ModelSpec, array: npt.NDArray[Any], spacing: tuple[float, ...]
     Raises:
         BadInput: a voxel is not finite.
     """
-    items = as_items(spec, normalised(array), axis)
+    items = as_items(spec, (spec.normalise or normalised)(array), axis)
     native = tuple(items.shape[2:])
     size = _resampled_size(spec, native, spacing, axis)
     if size != native:
         items = functional.interpolate(items, size=size, mode=_linear(spec), align_corners=False)
-    return Prepared(_padded(items, spec.divisor), native, size, axis)
+    return Prepared(_padded(spec, items), native, size, axis)
 
 
 def normalised(array: npt.NDArray[Any]) -> Tensor:
@@ -99,7 +99,7 @@ def prepare_label(spec: ModelSpec, mask: npt.NDArray[np.uint8], spacing: tuple[f
     size = _resampled_size(spec, tuple(items.shape[2:]), spacing, axis)
     if size != tuple(items.shape[2:]):
         items = functional.interpolate(items.float(), size=size, mode="nearest-exact").to(torch.uint8)
-    return _padded(items, spec.divisor, IGNORED)[:, 0]
+    return _padded(spec, items, IGNORED)[:, 0]
 
 
 def _resampled_size(spec: ModelSpec, native: tuple[int, ...], spacing: tuple[float, ...], axis: int) -> tuple[int, ...]:
@@ -113,11 +113,13 @@ def _linear(spec: ModelSpec) -> str:
     return "bilinear" if spec.spatial_dims == 2 else "trilinear"
 
 
-def _padded(items: Tensor, divisor: int, value: int = 0) -> Tensor:
-    """Padded at the far ends to the next multiple of the divisor; 0 is the image's mean after normalisation."""
-    missing = [-size % divisor for size in items.shape[2:]]
-    if items.ndim == 5 and max(items.shape[2:]) <= divisor:
-        missing[0] += divisor  # a volume's statistics at the bottleneck need more than one voxel
+def _padded(spec: ModelSpec, items: Tensor, value: int = 0) -> Tensor:
+    """Padded at the far ends to the next multiples of the divisors; 0 is the image's mean after normalisation."""
+    least = spec.smallest or (0,) * spec.spatial_dims
+    sizes = [max(have, size) for have, size in zip(items.shape[2:], least, strict=True)]
+    missing = [size - have + -size % n for have, size, n in zip(items.shape[2:], sizes, spec.divisors, strict=True)]
+    if items.ndim == 5 and all(size <= n for size, n in zip(sizes, spec.divisors, strict=True)):
+        missing[0] += spec.divisors[0]  # a volume's statistics at the bottleneck need more than one voxel
     if not any(missing):
         return items
     pairs = [amount for size in reversed(missing) for amount in (0, size)]

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from loop.errors import BadInput
 
@@ -16,8 +18,9 @@ class ModelSpec:
     Attributes:
         labels: class names; class k of the output is labels[k - 1], class 0 is background.
         spatial_dims: 2 (slices) or 3 (volumes).
-        build: makes a network with `channels_out` output channels: (B, 1, *S) -> logits (B, C, *S).
-        divisor: input sizes are padded to a multiple of it.
+        build: makes a network with `channels_out` output channels: (B, 1, *S) -> logits (B, C, *S); in training mode it may
+            return a list of such, the logits first, then further ones of full or of lower resolution (deep supervision).
+        divisor: input sizes are padded to a multiple of it; one number an axis where the axes differ.
         spacing: voxel size in mm that inputs are resampled to along the model's axes; () keeps the image's own.
         patch: training patch in voxels; () lets the cases decide.
         largest_patch: bound, along each axis, of the patch that the cases decide.
@@ -27,13 +30,18 @@ class ModelSpec:
         decoder_convs: names of the decoder's convolutions, without upsampling and head, in the order of the forward pass.
         loss_layers: (name, channels) of the modules whose outputs, (B, channels, *S'), the learning loss looks at.
         dropout_layers: names of the dropout modules that MC dropout draws from; () means every one in the network.
+        output_weights: of the loss of each entry of the list that `build`'s network returns in training; () where it is none.
+        smallest: size that smaller inputs are padded to; () is none but the divisor.
+        batch_size: items in an optimiser step, where the settings do not say.
+        normalise: voxels (I, J, K) -> float32 of the same shape; None is `models.preprocess.normalised`.
+        plans: digest of the plans that the network was built from; "" where there are none.
     """
 
     name: str
     labels: tuple[str, ...]
     spatial_dims: int
     build: Callable[[int], nn.Module]
-    divisor: int
+    divisor: int | tuple[int, ...]
     largest_patch: int
     feature_layer: str
     head_layer: str = ""
@@ -43,6 +51,11 @@ class ModelSpec:
     dropout_layers: tuple[str, ...] = ()
     spacing: tuple[float, ...] = ()
     patch: tuple[int, ...] = ()
+    output_weights: tuple[float, ...] = ()
+    smallest: tuple[int, ...] = ()
+    batch_size: int = 8
+    normalise: Callable[[npt.NDArray[Any]], Tensor] | None = None
+    plans: str = ""
 
     def __post_init__(self) -> None:
         for key in ("spacing", "patch"):
@@ -60,9 +73,14 @@ class ModelSpec:
         return len(self.labels) + 1
 
     @property
+    def divisors(self) -> tuple[int, ...]:
+        """The divisor of each axis."""
+        return self.divisor if isinstance(self.divisor, tuple) else (self.divisor,) * self.spatial_dims
+
+    @property
     def whole_patch(self) -> tuple[int, ...]:
         """The patch, rounded up to what the network can halve; () as `patch`."""
-        return tuple(-(-size // self.divisor) * self.divisor for size in self.patch)
+        return tuple(-(-size // n) * n for size, n in zip(self.patch, self.divisors, strict=False))
 
     def network(self, seed: int) -> nn.Module:
         """A freshly initialised network, the same for the same seed; the global generator is left as it was."""

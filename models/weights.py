@@ -104,12 +104,17 @@ class WeightsFolder:
         self.card(digest)
         return self._file(digest)
 
-    def load(self, digest: str) -> dict[str, Tensor]:
+    def load(self, digest: str, *, plans: str | None = None) -> dict[str, Tensor]:
         """The weights, after checking that the file is what was published.
 
+        Args:
+            plans: digest of the plans that they must have been trained under, "" for none; None does not ask.
+
         Raises:
-            NotFound: no such weights. BadInput: the file is damaged, or not plain tensors.
+            NotFound: no such weights. BadInput: the file is damaged, or not plain tensors, or of other plans.
         """
+        if plans is not None:
+            check_plans(self.card(digest), plans)
         data = self.path(digest).read_bytes()
         if hashlib.sha256(data).hexdigest()[:16] != digest:
             raise BadInput(f"The weights {digest} are damaged: their content has another digest.")
@@ -134,6 +139,15 @@ def read_weights(data: bytes) -> dict[str, Tensor]:
     if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in found.items()):
         raise BadInput("Weights must be a dictionary of named tensors.")
     return found
+
+
+def check_plans(card: Mapping[str, Any], plans: str) -> None:
+    """Raise BadInput if the weights of a card were trained under other plans than those of this digest."""
+    if card.get("plans", "") != plans:
+        raise BadInput(
+            f"The weights {card['digest']} were trained under the plans {card.get('plans') or 'of none'}, and the plans are "
+            f"now {plans or 'none'}: train again from scratch, or put the former plans.json back into the model's folder."
+        )
 
 
 def load_into(network: nn.Module, weights: Weights, name: str) -> None:

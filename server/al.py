@@ -18,6 +18,7 @@ from loop import events
 from loop.errors import BadInput, unknown
 from loop.rounds import Ticket
 from loop.shell import ServedStrategy, sample_of
+from loop.workplace import dimension
 from server.door import Admin, Annotator, AnyUser, annotator_of, parts
 from server.jobs import shown
 
@@ -70,6 +71,19 @@ def progress(user: User = Depends(AnyUser)) -> dict[str, Any]:
         "labels": list(here.config.labels),
         "unit": here.config.unit,
         "strategy": here.config.strategy,
+    }
+
+
+@router.get("/model", summary="The configured model, and nnU-Net's plans of the campaign")
+def model(user: User = Depends(AnyUser)) -> dict[str, Any]:
+    """`plans` is null for a model that needs none, and before the first training or sweep has made them."""
+    here = parts()
+    plans = here.workplace.plans()
+    return {
+        "name": here.model,
+        "dimension": dimension(here.config),
+        "digest": here.weights.current(),
+        "plans": plans.summary() if plans else None,
     }
 
 

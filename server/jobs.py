@@ -111,7 +111,7 @@ def train_status(all: bool = False, check_if_running: bool = False, user: User =
 @router.post("/train/", tags=["Train"], include_in_schema=False)
 def train_all(params: Params = None, run_sync: bool = False, user: User = Depends(Admin)) -> dict[str, Any]:
     """Every model: there is one."""
-    name = parts().spec.name
+    name = parts().model
     own = (params or {}).get(name, params or {})
     return {name: {"result": train(name, own if isinstance(own, dict) else {}, run_sync, True, user), "detail": None}}
 
@@ -121,8 +121,8 @@ def train(
     model: str, params: Params = None, run_sync: bool = False, enqueue: bool = False, user: User = Depends(Admin)
 ) -> dict[str, Any]:
     """On all annotated slices. Of this training alone: epochs, steps_per_epoch, batch_size, learning_rate, seed, train_from."""
-    if model != parts().spec.name:
-        raise unknown("model", model, [parts().spec.name])
+    if model != parts().model:
+        raise unknown("model", model, [parts().model])
     return _start("train", model, training_request(params or {}, parts().config), enqueue=enqueue, run_sync=run_sync)
 
 

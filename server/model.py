@@ -17,8 +17,8 @@ router = APIRouter(prefix="/model", tags=["Model"])
 
 
 def _known(model: str) -> None:
-    if model != parts().spec.name:
-        raise unknown("model", model, [parts().spec.name])
+    if model != parts().model:
+        raise unknown("model", model, [parts().model])
 
 
 def _current(model: str) -> str:
@@ -63,6 +63,7 @@ def upload(model: str, file: Annotated[UploadFile, File()], user: User = Depends
         "metrics": {},
         "uploaded_as": file.filename,
         "heads": list(of_heads(weights)),
+        **({"plans": here.spec.plans} if here.spec.plans else {}),
     }
     digest = here.weights.publish(weights, card, here.loop.clock())
     here.loop.published(model, digest, {}, how="uploaded")

@@ -18,16 +18,18 @@ from torch import Tensor
 import models
 from loop.errors import BadInput, NotFound
 from models import ModelSpec, _registry
+from models.plans import Plans
 from models.preprocess import IGNORED, as_items, normalised, prepare, prepare_label, restore
 from models.weights import WeightsFolder, load_into, read_weights
 
 LABELS = ("liver", "spleen")
 NAMES = models.names()
+PLANS = Plans.read(Path(__file__).parent / "plans_2d.json")
 SPACING = (1.0, 1.0, 3.0)
 
 
 def spec_of(name: str, **changes: Any) -> ModelSpec:
-    return replace(models.get(name, labels=LABELS), **changes)
+    return replace(models.get(name, labels=LABELS, plans=PLANS), **changes)
 
 
 def volume(shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
@@ -88,7 +90,7 @@ def test_networks_are_the_same_for_the_same_seed_and_leave_the_global_generator_
 def test_any_size_goes_through_the_network_and_back(name: str, axis: int) -> None:
     spec, shape = spec_of(name), (19, 11, 5)
     prepared = prepare(spec, volume(shape), SPACING, axis)
-    assert all(size % spec.divisor == 0 for size in prepared.data.shape[2:])
+    assert not any(size % n for size, n in zip(prepared.data.shape[2:], spec.divisors, strict=True))
     with torch.inference_mode():
         logits = restore(prepared, spec.network(0).eval()(prepared.data))
     native = tuple(np.delete(shape, axis)) if spec.spatial_dims == 2 else shape
@@ -102,7 +104,7 @@ def test_the_feature_layer_is_the_bottleneck(name: str) -> None:
     network, seen = spec.network(0).eval(), []
     network.get_submodule(spec.feature_layer).register_forward_hook(lambda layer, args, out: seen.append(out.shape))
     with torch.inference_mode():
-        network(torch.zeros(2, 1, *(spec.divisor * size for size in (2, 3, 4)[: spec.spatial_dims])))
+        network(torch.zeros(2, 1, *(n * size for n, size in zip(spec.divisors, (2, 3, 4), strict=False))))
     assert [shape[2:] for shape in seen] == [(2, 3, 4)[: spec.spatial_dims]]
 
 
@@ -143,7 +145,7 @@ def test_voxels_that_are_not_finite_are_refused(bad: float) -> None:
 def test_preparing_and_restoring_without_spacing_is_the_identity(axis: int) -> None:
     array = volume((9, 16, 3))
     for name in NAMES:
-        spec = spec_of(name)
+        spec = spec_of(name, spacing=(), normalise=None)
         prepared = prepare(spec, array, SPACING, axis)
         assert torch.equal(restore(prepared, prepared.data), as_items(spec, normalised(array), axis))
     slices = prepare(spec_of("unet2d"), array, SPACING, axis).data

@@ -17,6 +17,7 @@ from datastore.volume_io import read_volume
 from infers.engine import Segmenter
 from loop.errors import BadInput
 from models import ModelSpec
+from models.plans import Plans
 from models.preprocess import IGNORED
 from trainers.augment import augmented
 from trainers.engine import Case, Settings, Trained, train
@@ -24,6 +25,7 @@ from trainers.losses import partial_dice_ce
 from trainers.metrics import dice, dice_counts, mean_dice
 
 CPU = torch.device("cpu")
+PLANS = Plans.read(Path(__file__).parent / "plans_2d.json")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -210,7 +212,7 @@ SETTINGS = Settings(epochs=2, steps_per_epoch=2, batch_size=2, learning_rate=3e-
 
 
 def spec_of(name: str, **changes: Any) -> ModelSpec:
-    return replace(models.get(name, labels=("box", "hole")), **changes)
+    return replace(models.get(name, labels=("box", "hole"), plans=PLANS), **changes)
 
 
 def same(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> bool:

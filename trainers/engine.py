@@ -21,7 +21,7 @@ from models.weights import load_into
 from models.windows import logits
 from trainers.augment import augmented
 from trainers.heads import HeadsInTraining
-from trainers.losses import partial_dice_ce
+from trainers.losses import deeply_supervised
 from trainers.metrics import dice, dice_counts, mean_dice
 from trainers.steps import descend, weights_of
 
@@ -209,8 +209,7 @@ def _optimise(
     for step in tqdm(range(1, total + 1), desc="train", unit="step", disable=None):
         items, target = (part.to(device) for part in next(batches))
         with torch.autocast(device.type, enabled=device.type == "cuda"):
-            logits = network(items)
-            loss = partial_dice_ce(logits, target)
+            logits, loss = deeply_supervised(network(items), target, spec.output_weights)
             further = heads.loss(logits, target, (step - 1) // settings.steps_per_epoch / settings.epochs)
         descend(optimiser, scaler, loss + further)
         schedule.step()

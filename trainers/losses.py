@@ -1,5 +1,7 @@
 """Losses that see annotated voxels only."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -35,3 +37,34 @@ def soft_dice_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     if not present.any():
         return logits.new_zeros(())
     return 1 - (2 * overlap[present] / size[present].clamp_min(1e-6)).mean()
+
+
+def deeply_supervised(
+    outputs: Tensor | Sequence[Tensor],
+    target: Tensor,
+    weights: Sequence[float],
+    loss: Callable[[Tensor, Tensor], Tensor] = partial_dice_ce,
+) -> tuple[Tensor, Tensor]:
+    """The logits at full resolution, and the loss of all that a network returned in training.
+
+    An output of lower resolution is compared with the target at its own, by the nearest voxel, as in nnU-Net.
+
+    Args:
+        outputs: logits (B, C, *S), or a list of them first and further (B, C, *S'), S' = S or smaller.
+        target: (B, *S), class or IGNORED.
+        weights: one for each of a list; an output whose weight is 0 is not looked at.
+    """
+    if isinstance(outputs, Tensor):
+        return outputs, loss(outputs, target)
+    parts = [
+        weight * loss(output, _at_size(target, output.shape[2:]))
+        for output, weight in zip(outputs, weights, strict=True)
+        if weight
+    ]
+    return outputs[0], torch.stack(parts).sum()
+
+
+def _at_size(target: Tensor, size: torch.Size) -> Tensor:
+    if target.shape[1:] == size:
+        return target
+    return functional.interpolate(target[:, None].float(), size=size, mode="nearest-exact")[:, 0].to(target.dtype)
