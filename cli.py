@@ -202,14 +202,6 @@ def _fail(message: str) -> None:
     raise typer.Exit(2)
 
 
-def _settings(conf: list[str] | None) -> dict[str, str]:
-    pairs = [text.partition("=") for text in conf or []]
-    wrong = [text for text, equals, _ in pairs if not equals]
-    if wrong:
-        _fail(f"--conf needs key=value, got {wrong[0]!r}.")
-    return {key: value for key, _, value in pairs}
-
-
 def _paired(arguments: list[str]) -> list[str]:
     """`--conf key value`, as MONAI Label writes it, turned into `--conf key=value`."""
     joined, rest = [], iter(arguments)
