@@ -27,6 +27,7 @@ from loop.signals import FloatArray, PoolMean, Signal, sweep, sweep_mean
 from strategies._topk import top_k
 from strategies.usim_f import UsimF
 from trainers import engine
+from trainers.data import Case
 
 RARE = "lesion"
 NORMALIZED = "usim_f, normalize"
@@ -200,7 +201,7 @@ def trained(study: Study, labeled: IntArray, setup: Setup, seed: int) -> Segment
     """The default network, trained on the labelled slices' ground truth."""
     spec = models.get("unet2d", labels=LABELS)
     cases = [
-        engine.Case(
+        Case(
             study.images[number].name,
             study.images[number],
             study.masks[number],

@@ -19,6 +19,7 @@ from loop.sweeping import SweepSource
 from loop.workplace import Worker, Workplace
 from models import heads as auxiliary
 from trainers import engine
+from trainers.data import Case, load
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def train(worker: Worker) -> dict[str, Any]:
         seed=request["seed"],
     )
     cases = [
-        engine.Case(
+        Case(
             image_id=row["id"],
             image=worker.workplace.root / row["path"],
             mask=worker.workplace.labels / "final" / f"{row['id']}.nii.gz",
@@ -89,7 +90,7 @@ def train(worker: Worker) -> dict[str, Any]:
         )
         for row in worker.loop.labeled_images()
     ]
-    data = engine.load(worker.spec, cases, worker.warn)
+    data = load(worker.spec, cases, worker.warn)
     submission = worker.loop.jobs.get(worker.job["id"])["submission"]
     first, members = "", list[str]()
     result: dict[str, Any] = {}

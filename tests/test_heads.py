@@ -21,7 +21,8 @@ from loop.views import Difficulty, PredictedLoss
 from models import heads
 from models.heads import DifficultyHead, LossHead
 from models.preprocess import IGNORED
-from trainers.engine import Case, Data, Settings, load, train
+from trainers.data import Case, Data, load
+from trainers.engine import Settings, train
 from trainers.heads import HeadsInTraining, difficulty_loss, margin_ranking
 from trainers.losses import partial_dice_ce
 

@@ -19,7 +19,8 @@ from loop.errors import BadInput
 from models import ModelSpec
 from models.preprocess import IGNORED
 from trainers.augment import augmented
-from trainers.engine import Case, Settings, Trained, train
+from trainers.data import Case
+from trainers.engine import Settings, Trained, train
 from trainers.losses import partial_dice_ce
 from trainers.metrics import dice, dice_counts, mean_dice
 

@@ -1,0 +1,91 @@
+"""What a network is trained on: annotated slices, read and preprocessed."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from datastore.volume_io import read_volume
+from loop.errors import BadInput
+from models.preprocess import IGNORED, prepare, prepare_label
+from models.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Case:
+    """An image, its composite mask, and which slices of it are annotated.
+
+    Attributes:
+        split: "training" or "validation", by patient.
+    """
+
+    image_id: str
+    image: Path
+    mask: Path
+    axis: int
+    slices: Sequence[int]
+    split: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """(n, 1, *S) inputs and (n, *S) targets of one case, annotated items only."""
+
+    data: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is annotated, read and preprocessed: several networks can be trained on the same."""
+
+    training: Sequence[Loaded]
+    validation: Sequence[Loaded]
+
+
+def load(spec: ModelSpec, cases: Sequence[Case], warn: Callable[[str], None] = lambda text: None) -> Data:
+    """Read the annotated slices.
+
+    Args:
+        warn: called with a sentence for each case that cannot be used; the others are.
+
+    Raises:
+        BadInput: no usable annotated slice of a training patient.
+    """
+    training, validation = (list(_load(spec, cases, split, warn)) for split in ("training", "validation"))
+    if not training:
+        raise BadInput("There is no usable annotated slice of a training patient yet. Label more, of other patients.")
+    return Data(training, validation)
+
+
+def _load(spec: ModelSpec, cases: Sequence[Case], split: str, warn: Callable[[str], None]) -> Iterator[Loaded]:
+    for case in cases:
+        if case.split != split:
+            continue
+        try:
+            yield _read(spec, case)
+        except BadInput as error:
+            warn(f"{case.image_id} was left out: {error}")
+
+
+def _read(spec: ModelSpec, case: Case) -> Loaded:
+    image, mask = read_volume(case.image), read_volume(case.mask)
+    if mask.array.shape != image.array.shape:
+        raise BadInput(f"its label has {mask.array.shape} voxels, the image {image.array.shape}.")
+    with np.errstate(invalid="ignore"):
+        classes = mask.array.astype(np.uint8)
+    if (classes != mask.array).any() or classes.max() > len(spec.labels):
+        raise BadInput(f"its label holds values other than 0 to {len(spec.labels)}.")
+    n_slices = mask.array.shape[case.axis]
+    if max(case.slices) >= n_slices:
+        raise BadInput(f"slice {max(case.slices)} is annotated, but the image has {n_slices} slices.")
+    known = np.full(n_slices, IGNORED, np.uint8)
+    known[list(case.slices)] = 0
+    # Broadcast along the slice axis: 255 wherever nobody annotated, the class elsewhere.
+    blank = np.expand_dims(known, [axis for axis in range(3) if axis != case.axis])
+    target = prepare_label(spec, np.maximum(classes, blank), image.spacing, case.axis)
+    data = prepare(spec, image.array, image.spacing, case.axis).data
+    rows = list(case.slices) if spec.spatial_dims == 2 else [0]
+    return Loaded(data[rows], target[rows])
