@@ -28,6 +28,7 @@ from strategies._topk import top_k
 from strategies.usim_f import UsimF
 from trainers import engine
 from trainers.data import Case
+from trainers.settings import Settings
 
 RARE = "lesion"
 NORMALIZED = "usim_f, normalize"
@@ -211,7 +212,7 @@ def trained(study: Study, labeled: IntArray, setup: Setup, seed: int) -> Segment
         )
         for number in np.unique(study.volume[labeled])
     ]
-    settings = engine.Settings(setup.epochs, setup.steps, batch_size=8, learning_rate=3e-3, seed=seed)
+    settings = Settings(setup.epochs, setup.steps, batch_size=8, learning_rate=3e-3, seed=seed)
     device = pick_device("auto")
     weights = engine.train(spec, cases, settings, device=device).weights
     return Segmenter(spec, weights, device=device, seed=seed)

@@ -97,6 +97,15 @@ class AppConfig:
     steps_per_epoch: int = setting(25, "optimiser steps in an epoch", low=1)
     batch_size: int = setting(8, "items in an optimiser step", low=1)
     learning_rate: float = setting(1e-2, "peak learning rate of AdamW", low=1e-8, high=1)
+    patience: int = setting(
+        0,
+        "stop when the validation Dice was not better for so many epochs, and use the best epoch's weights; 0: never",
+        low=0,
+    )
+    amp: str = setting(
+        "auto", "half precision in training, on CUDA: bfloat16, or float16 on older devices", choices=("auto", "off")
+    )
+    compile: bool = setting(False, "train a network compiled by torch.compile, where a compiler is there")
     heads: tuple[str, ...] = setting(
         (),
         "auxiliary heads trained along with the network, comma separated, besides those that served strategies need",

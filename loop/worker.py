@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import strategies
@@ -20,6 +20,7 @@ from loop.workplace import Worker, Workplace
 from models import heads as auxiliary
 from trainers import engine
 from trainers.data import Case, load
+from trainers.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -72,12 +73,15 @@ def train(worker: Worker) -> dict[str, Any]:
     needed = frozenset[str]().union(*(strategy.needs_heads for strategy in served))
     heads = sorted({*request["heads"], *needed & auxiliary.available(worker.spec)})
     count = max(request["ensemble"], *(strategy.needs_members for strategy in served))
-    settings = engine.Settings(
+    settings = Settings(
         epochs=request["epochs"],
         steps_per_epoch=request["steps_per_epoch"],
         batch_size=request["batch_size"],
         learning_rate=request["learning_rate"],
         seed=request["seed"],
+        amp=request["amp"],
+        compile=request["compile"],
+        patience=request["patience"],
     )
     cases = [
         Case(
@@ -107,6 +111,7 @@ def train(worker: Worker) -> dict[str, Any]:
             start=worker.weights.load(parents[member]) if member < len(parents) else None,
             heads=() if member else heads,
             report=told.of(member),
+            warn=worker.warn,
         )
         card = {
             "model": worker.spec.name,
@@ -115,9 +120,7 @@ def train(worker: Worker) -> dict[str, Any]:
             "curve": trained.curve,
             "parent": parents[member] if member < len(parents) else None,
             "seed": own.seed,
-            "settings": {
-                key: getattr(own, key) for key in ("epochs", "steps_per_epoch", "batch_size", "learning_rate")
-            },
+            "settings": {key: value for key, value in asdict(own).items() if key not in ("seed", "parts")},
             "submission": submission,
             "seconds": time.monotonic() - began,
             "heads": [] if member else heads,

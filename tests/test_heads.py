@@ -22,9 +22,10 @@ from models import heads
 from models.heads import DifficultyHead, LossHead
 from models.preprocess import IGNORED
 from trainers.data import Case, Data, load
-from trainers.engine import Settings, train
+from trainers.engine import train
 from trainers.heads import HeadsInTraining, difficulty_loss, margin_ranking
 from trainers.losses import partial_dice_ce
+from trainers.settings import Settings
 
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -1,6 +1,7 @@
 """The order in which a training sees its items, and what it sees of each."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -8,24 +9,52 @@ from torch import Tensor
 
 from models.preprocess import IGNORED
 from models.spec import ModelSpec
-from trainers.augment import augmented
+from trainers.augment import Changes, augmented
 from trainers.data import Loaded
 
 
-def batches(spec: ModelSpec, training: Sequence[Loaded], batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless seeded batches: items drawn evenly, every second one cut around foreground, augmented."""
+@dataclass(frozen=True)
+class Batch:
+    """Cut items and what is to be done to them, on the CPU.
+
+    Attributes:
+        data: (B, 1, *S). target: (B, *S) uint8, class or IGNORED.
+    """
+
+    data: Tensor
+    target: Tensor
+    changes: Changes
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Augmented data and target on the device."""
+        return augmented(
+            self.data.to(device, non_blocking=True), self.target.to(device, non_blocking=True), self.changes
+        )
+
+
+def batches(
+    spec: ModelSpec, training: Sequence[Loaded], batch_size: int, seed: int, *, rank: int = 0, ranks: int = 1
+) -> Iterator[Batch]:
+    """Endless seeded batches: items drawn evenly, every second one cut around foreground.
+
+    Each place of a batch has a random generator of its own, so that a rank makes nothing but its share of the batch, and
+    what all make together is what one alone would have made. `ranks` must divide `batch_size`.
+    """
     generator = torch.Generator().manual_seed(seed)
     items = [(loaded, row) for loaded in training for row in range(len(loaded.data))]
     patch = _patch_size(spec, training)
     order: list[int] = []
     while True:
-        cuts = []
-        for index in range(batch_size):
+        cuts, generators = [], []
+        for place, own_seed in enumerate(torch.randint(2**62, (batch_size,), generator=generator).tolist()):
             order = order or torch.randperm(len(items), generator=generator).tolist()
             loaded, row = items[order.pop()]
-            cuts.append(_cut(loaded.data[row], loaded.target[row], patch, generator, around_foreground=index % 2 == 0))
+            if place * ranks // batch_size == rank:
+                own = torch.Generator().manual_seed(own_seed)
+                cuts.append(_cut(loaded.data[row], loaded.target[row], patch, own, around_foreground=place % 2 == 0))
+                generators.append(own)
         data, target = (torch.stack(parts) for parts in zip(*cuts, strict=True))
-        yield augmented(data, target, generator)
+        yield Batch(data, target, Changes.drawn(generators, patch))
 
 
 def _patch_size(spec: ModelSpec, training: Sequence[Loaded]) -> tuple[int, ...]:

@@ -1,38 +1,28 @@
 """The one training loop: annotated voxels in, weights and metrics out."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
+from loop.read_ahead import ahead
 from models.heads import without_heads
 from models.spec import ModelSpec
 from models.weights import load_into
-from trainers.batches import batches
+from trainers.batches import Batch, batches
 from trainers.data import Case, Data, load
+from trainers.descent import Descent
 from trainers.heads import HeadsInTraining
-from trainers.losses import partial_dice_ce
-from trainers.steps import descend, weights_of
+from trainers.precision import Precision
+from trainers.ranks import Ranks
+from trainers.settings import Settings
+from trainers.steps import weights_of
 from trainers.validation import validate
-
-_WARM_UP = 0.21
-"""Share of the steps; 1 / 0.21 is no whole number because OneCycleLR divides by zero where warming up is one step."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How long and how fast to train; `seed` fixes initialisation, sampling and augmentation."""
-
-    epochs: int
-    steps_per_epoch: int
-    batch_size: int
-    learning_rate: float
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -60,6 +50,7 @@ def train(
     heads: Sequence[str] = (),
     report: Callable[..., None] = lambda **progress: None,
     warn: Callable[[str], None] = lambda text: None,
+    ranks: Ranks | None = None,
 ) -> Trained:
     """Train on the annotated slices of the training cases, and measure on those of the validation cases.
 
@@ -67,75 +58,111 @@ def train(
         start: weights to begin with; None begins from a seeded initialisation.
         heads: names of the auxiliary heads that are trained along.
         report: called with epoch, epochs, fraction, loss, dice, eta (s) after each epoch, and more often with fraction.
-        warn: called with a sentence for each case that cannot be used; the others are trained on.
+        warn: called with a sentence for each case that cannot be used (the others are trained on), and for each setting that
+            had to give way.
+        ranks: the processes that train this together, on `device` here; None is this one alone.
 
     Raises:
-        NotFound: no such head. BadInput: no usable annotated slice of a training patient, `start` is of another network, or
-            the model cannot have a head.
+        NotFound: no such head. BadInput: no usable annotated slice of a training patient, `start` is of another network, the
+            model cannot have a head, or memory does not suffice for one item.
     """
     data = cases if isinstance(cases, Data) else load(spec, cases, warn)
+    ranks = ranks or Ranks(device)
+    if settings.patience and not data.validation:
+        warn("patience has no effect without annotated slices of validation patients.")
     # Dropout draws from torch's own generator: seeded here, and left as it was.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(settings.seed)
-        network = _network(spec, start, settings.seed, device)
+        torch.manual_seed(settings.seed + ranks.rank)
+        network = _network(spec, start, settings.seed, ranks)
         auxiliary = HeadsInTraining(spec, network, heads, settings.seed, device, start)
-        curve = _optimise(spec, network, auxiliary, data, settings, device, report)
-    weights = {**weights_of(network), **auxiliary.weights()}
-    metrics = {key: curve[-1][key] for key in ("loss", "dice", "dice_per_class")} | {
+        progress = _Progress(spec, network, auxiliary, data, settings, ranks)
+        progress.run(report, warn)
+    entry = progress.kept or progress.curve[-1]
+    metrics = {key: entry[key] for key in ("epoch", "loss", "dice", "dice_per_class")} | {
         "training_items": sum(len(loaded.data) for loaded in data.training),
         "validation_items": sum(len(loaded.data) for loaded in data.validation),
     }
-    return Trained(weights, metrics, curve)
+    return Trained(progress.weights(), metrics, progress.curve)
 
 
-def _network(spec: ModelSpec, start: Mapping[str, Tensor] | None, seed: int, device: torch.device) -> torch.nn.Module:
+def _network(spec: ModelSpec, start: Mapping[str, Tensor] | None, seed: int, ranks: Ranks) -> nn.Module:
     network = spec.network(seed)
     if start is not None:
         load_into(network, without_heads(start), spec.name)
-    network = network.to(device).train()
-    if device.type == "cuda":
+    network = ranks.prepared(network).to(ranks.device).train()
+    if ranks.device.type == "cuda":
         network = network.to(memory_format=torch.channels_last if spec.spatial_dims == 2 else torch.channels_last_3d)
     return network
 
 
-def _optimise(
-    spec: ModelSpec,
-    network: torch.nn.Module,
-    heads: HeadsInTraining,
-    data: Data,
-    settings: Settings,
-    device: torch.device,
-    report: Callable[..., None],
-) -> list[dict[str, Any]]:
-    total = settings.epochs * settings.steps_per_epoch
-    groups = [
-        {"params": list(network.parameters()), "lr": settings.learning_rate},
-        *heads.parameters(settings.learning_rate),
-    ]
-    optimiser = torch.optim.AdamW(groups, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, [group["lr"] for group in groups], total_steps=total, pct_start=_WARM_UP
-    )
-    scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
-    stream = batches(spec, data.training, settings.batch_size, settings.seed)
-    curve: list[dict[str, Any]] = []
-    began, losses = time.monotonic(), []
-    # disable=None: the bar shows on a terminal only.
-    for step in tqdm(range(1, total + 1), desc="train", unit="step", disable=None):
-        items, target = (part.to(device) for part in next(stream))
-        with torch.autocast(device.type, enabled=device.type == "cuda"):
-            logits = network(items)
-            loss = partial_dice_ce(logits, target)
-            further = heads.loss(logits, target, (step - 1) // settings.steps_per_epoch / settings.epochs)
-        descend(optimiser, scaler, loss + further)
-        schedule.step()
-        losses.append(float(loss.detach()))
-        progress = {"fraction": step / total, "eta": (time.monotonic() - began) * (total - step) / step}
-        epoch, ended = divmod(step, settings.steps_per_epoch)
-        if ended == 0:
-            mean, per_class = validate(spec, network, data.validation, device)
-            names = dict(zip(spec.labels, per_class, strict=True))
-            curve.append({"epoch": epoch, "loss": float(np.mean(losses)), "dice": mean, "dice_per_class": names})
-            losses = []
-        report(**{**(curve[-1] if curve else {}), **progress, "epoch": epoch + (ended > 0), "epochs": settings.epochs})
-    return curve
+class _Progress:
+    """A training that is under way.
+
+    Attributes:
+        curve: an entry of each epoch so far. kept: the entry whose weights are kept, where a patience is set.
+    """
+
+    def __init__(
+        self, spec: ModelSpec, network: nn.Module, heads: HeadsInTraining, data: Data, settings: Settings, ranks: Ranks
+    ) -> None:
+        self.spec, self.network, self.heads, self.data = spec, network, heads, data
+        self.settings, self.ranks = settings, ranks
+        self.precision = Precision.of(ranks.device, settings.amp)
+        self.curve: list[dict[str, Any]] = []
+        self.kept: dict[str, Any] | None = None
+        self._best: Mapping[str, Tensor] = {}
+
+    def run(self, report: Callable[..., None], warn: Callable[[str], None]) -> None:
+        settings, ranks = self.settings, self.ranks
+        total = settings.epochs * settings.steps_per_epoch
+        descent = Descent(self.network, self.heads, settings, total, self.precision, ranks, warn)
+        began, losses = time.monotonic(), list[Tensor]()
+        # disable=None: the bar shows on a terminal only.
+        bar = tqdm(range(1, total + 1), desc="train", unit="step", disable=None if ranks.first else True)
+        for step, batch in zip(bar, self._batches(total), strict=True):
+            losses.append(descent.step(*batch, trained=(step - 1) // settings.steps_per_epoch / settings.epochs))
+            epoch, within = divmod(step, settings.steps_per_epoch)
+            over = within == 0 and self._end_epoch(epoch, losses)
+            progress = {"fraction": step / total, "eta": (time.monotonic() - began) * (total - step) / step}
+            if over:
+                progress = {"fraction": 1.0, "eta": 0.0}
+            last = self.curve[-1] if self.curve else {}
+            report(**{**last, **progress, "epoch": epoch + (within > 0), "epochs": settings.epochs})
+            if over:
+                bar.close()
+                return
+
+    def _batches(self, total: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Augmented batches on the device; a GPU finds the next one cut already."""
+        settings, ranks = self.settings, self.ranks
+        stream = batches(
+            self.spec, self.data.training, settings.batch_size, settings.seed, rank=ranks.rank, ranks=ranks.count
+        )
+        if ranks.device.type == "cuda":
+            cut: Iterator[Batch] = (batch for _, batch in ahead(lambda _: next(stream), range(total)))
+        else:
+            cut = islice(stream, total)
+        return (batch.on(ranks.device) for batch in cut)
+
+    def _end_epoch(self, epoch: int, losses: list[Tensor]) -> bool:
+        """Validate, and say whether the training is over."""
+        loss = float(torch.stack(losses).mean())
+        losses.clear()
+        mean, per_class = self._validated()
+        names = dict(zip(self.spec.labels, per_class, strict=True))
+        self.curve.append({"epoch": epoch, "loss": loss, "dice": mean, "dice_per_class": names})
+        if self.settings.patience and mean is not None and (self.kept is None or mean > self.kept["dice"]):
+            self.kept, self._best = self.curve[-1], self._now()
+        return self.ranks.agreed(self.kept is not None and epoch - self.kept["epoch"] >= self.settings.patience)
+
+    def _validated(self) -> tuple[float | None, list[float | None]]:
+        if not self.ranks.first:
+            return None, [None] * len(self.spec.labels)
+        return validate(self.spec, self.network, self.data.validation, self.precision)
+
+    def _now(self) -> dict[str, Tensor]:
+        return {**weights_of(self.network), **self.heads.weights()}
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """What the training made: the best epoch's where a patience is set and something validates, else the last one's."""
+        return self._best or self._now()
