@@ -84,6 +84,9 @@ class AppConfig:
         (), "training patch in pixels or voxels, comma separated; empty is the largest case up to 256 (2D) or 96 (3D)"
     )
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    gpus: str = setting(
+        "1", "GPUs that train together, by one process each: a number, or auto for all; of the CPU, processes"
+    )
     sweep_batch: int = setting(64, "most slices in one forward pass of a sweep or an inference", low=1)
 
     retrain: bool = setting(True, "retrain by itself when labels come in")
@@ -171,6 +174,8 @@ class AppConfig:
                 if rules["choices"] and part not in rules["choices"]:
                     raise BadInput(f"{spec.name} must be one of {', '.join(rules['choices'])}, got {part!r}.")
             _check_range(spec.name, value, rules["low"], rules["high"])
+        if not re.fullmatch(r"auto|[1-9]\d{0,2}", self.gpus):
+            raise BadInput(f"gpus must be auto or a number from 1 to 999, got {self.gpus!r}.")
         self._check_labels()
         try:
             re.compile(self.patient_pattern)

@@ -1,9 +1,6 @@
 """What a child process does: one training or one sweep, with its progress in the store."""
 
 import logging
-import multiprocessing
-import os
-import threading
 import time
 from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
@@ -13,12 +10,13 @@ import strategies
 from infers.engine import pick_device
 from loop.allocation import keep_freed_memory
 from loop.errors import BadInput, NextSliceError
+from loop.parent import end_with_parent
 from loop.rounds import Loop
 from loop.store import Store
 from loop.sweeping import SweepSource
 from loop.workplace import Worker, Workplace
 from models import heads as auxiliary
-from trainers import engine
+from trainers import distributed
 from trainers.data import Case, load
 from trainers.settings import Settings
 
@@ -31,7 +29,7 @@ _SEED_STEP = 1_000_003
 def run(workplace: Workplace, job_id: str) -> None:
     """The child process's main function: do the job, and leave its end in the store whatever happens."""
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] [%(process)s] %(levelname)s %(message)s")
-    _end_with_parent()
+    end_with_parent()
     keep_freed_memory()
     store = Store(workplace.store_url)
     loop = Loop(store, workplace.open_config())
@@ -49,19 +47,6 @@ def run(workplace: Workplace, job_id: str) -> None:
         loop.jobs.end(job_id, "done", result=result)
     finally:
         store.close()
-
-
-def _end_with_parent() -> None:
-    """Stop when the server is gone: it can no longer stop us, and its successor starts the job anew."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="parent-watch").start()
 
 
 def train(worker: Worker) -> dict[str, Any]:
@@ -94,6 +79,7 @@ def train(worker: Worker) -> dict[str, Any]:
         )
         for row in worker.loop.labeled_images()
     ]
+    devices = distributed.devices_for(pick_device(request["device"]), request["gpus"])
     data = load(worker.spec, cases, worker.warn)
     submission = worker.loop.jobs.get(worker.job["id"])["submission"]
     first, members = "", list[str]()
@@ -102,11 +88,11 @@ def train(worker: Worker) -> dict[str, Any]:
     for member in range(count):
         began = time.monotonic()
         own = replace(settings, seed=settings.seed + member * _SEED_STEP)
-        trained = engine.train(
+        trained = distributed.train(
             worker.spec,
             data,
             own,
-            device=pick_device(request["device"]),
+            devices=devices,
             # A member that was not trained before begins anew, to differ from the others.
             start=worker.weights.load(parents[member]) if member < len(parents) else None,
             heads=() if member else heads,
