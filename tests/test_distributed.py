@@ -127,7 +127,7 @@ def test_too_little_memory_in_one_process_starts_all_again_with_smaller_parts() 
 
 def test_what_cannot_be_trained_is_said_as_with_one_process() -> None:
     with pytest.raises(BadInput, match="do not fit the model 'unet2d'"):
-        distributed.train(spec_of(), DATA, SETTINGS, devices=[CPU, CPU], start={"a": torch.zeros(1)})
+        distributed.train(spec_of(plain), DATA, SETTINGS, devices=[CPU, CPU], start={"a": torch.zeros(1)})
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from datastore.volume_io import read_volume
 from loop.errors import BadInput
-from models.preprocess import IGNORED, prepare, prepare_label
+from models.preprocess import IGNORED, grid_spacing, prepare, prepare_label
 from models.spec import ModelSpec
 
 
@@ -31,10 +31,20 @@ class Case:
 
 @dataclass(frozen=True)
 class Loaded:
-    """(n, 1, *S) inputs and (n, *S) targets of one case, annotated items only."""
+    """One case, annotated items only.
+
+    Attributes:
+        data: (n, 1, *S). target: (n, *S), class or IGNORED.
+        spacing: mm along i, j, k of a volume, and along (slices, *S) of slices, on the network's grid.
+        axis: of the slices in a volume's *S; 0 where the items are slices.
+        whole: whether every slice of the image is annotated.
+    """
 
     data: Tensor
     target: Tensor
+    spacing: tuple[float, ...] = (1.0, 1.0, 1.0)
+    axis: int = 0
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,10 @@ def _read(spec: ModelSpec, case: Case) -> Loaded:
     # Broadcast along the slice axis: 255 wherever nobody annotated, the class elsewhere.
     blank = np.expand_dims(known, [axis for axis in range(3) if axis != case.axis])
     target = prepare_label(spec, np.maximum(classes, blank), image.spacing, case.axis)
-    data = prepare(spec, image.array, image.spacing, case.axis).data
-    rows = list(case.slices) if spec.spatial_dims == 2 else [0]
-    return Loaded(data[rows], target[rows])
+    prepared = prepare(spec, image.array, image.spacing, case.axis)
+    whole = len(set(case.slices)) == n_slices
+    spacing = grid_spacing(prepared, image.spacing)
+    if spec.spatial_dims == 3:
+        return Loaded(prepared.data, target, spacing, case.axis, whole)
+    rows = list(case.slices)
+    return Loaded(prepared.data[rows], target[rows], spacing, 0, whole)

@@ -92,8 +92,8 @@ def train(
                 task = _Task(Path(folder), spec, settings, heads, devices[:count])
                 torch.save(
                     {
-                        "training": [(loaded.data, loaded.target) for loaded in data.training],
-                        "validation": [(loaded.data, loaded.target) for loaded in data.validation],
+                        "training": [vars(loaded) for loaded in data.training],
+                        "validation": [vars(loaded) for loaded in data.validation],
                         "start": None if start is None else dict(start),
                     },
                     task.folder / "task.pt",
@@ -224,7 +224,7 @@ def open_group(ranks: Ranks, rendezvous: str) -> None:
 
 def _train(task: _Task, ranks: Ranks, pipe: Connection) -> Trained:
     found = torch.load(task.folder / "task.pt", weights_only=True, mmap=True)
-    data = Data(*([Loaded(*pair) for pair in found[split]] for split in ("training", "validation")))
+    data = Data(*([Loaded(**facts) for facts in found[split]] for split in ("training", "validation")))
 
     def say(kind: str, content: Any) -> None:
         if ranks.first:

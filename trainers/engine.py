@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -22,7 +23,7 @@ from trainers.precision import Precision
 from trainers.ranks import Ranks
 from trainers.settings import Settings
 from trainers.steps import weights_of
-from trainers.validation import validate
+from trainers.validation import measure, validate
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def train(
         "training_items": sum(len(loaded.data) for loaded in data.training),
         "validation_items": sum(len(loaded.data) for loaded in data.validation),
     }
-    return Trained(progress.weights(), metrics, progress.curve)
+    return Trained(progress.weights(), metrics | progress.measured(), progress.curve)
 
 
 def _network(spec: ModelSpec, start: Mapping[str, Tensor] | None, seed: int, ranks: Ranks) -> nn.Module:
@@ -159,6 +160,15 @@ class _Progress:
         if not self.ranks.first:
             return None, [None] * len(self.spec.labels)
         return validate(self.spec, self.network, self.data.validation, self.precision)
+
+    def measured(self) -> dict[str, Any]:
+        """More of the validation cases, by the weights that are kept: slower than what every epoch measures."""
+        if not self.ranks.first or not self.data.validation:
+            return {}
+        if self._best:
+            load_into(self.network, without_heads(self._best), self.spec.name)
+        rng = np.random.default_rng(self.settings.seed)
+        return {"validation": measure(self.spec, self.network, self.data.validation, self.precision, rng)}
 
     def _now(self) -> dict[str, Tensor]:
         return {**weights_of(self.network), **self.heads.weights()}
