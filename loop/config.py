@@ -109,6 +109,9 @@ class AppConfig:
         "auto", "half precision in training, on CUDA: bfloat16, or float16 on older devices", choices=("auto", "off")
     )
     compile: bool = setting(False, "train a network compiled by torch.compile, where a compiler is there")
+    prepared_cache_mb: int = setting(
+        4096, "MiB of preprocessed slices kept in the state folder for the next training; 0: none", low=0
+    )
     heads: tuple[str, ...] = setting(
         (),
         "auxiliary heads trained along with the network, comma separated, besides those that served strategies need",

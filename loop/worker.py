@@ -18,6 +18,7 @@ from loop.workplace import Worker, Workplace
 from models import heads as auxiliary
 from trainers import distributed
 from trainers.data import Case, load
+from trainers.prepared_cache import PreparedCache
 from trainers.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -76,11 +77,14 @@ def train(worker: Worker) -> dict[str, Any]:
             axis=row["axis"],
             slices=row["slices"],
             split=row["split"],
+            version=row["version"],
         )
         for row in worker.loop.labeled_images()
     ]
     devices = distributed.devices_for(pick_device(request["device"]), request["gpus"])
-    data = load(worker.spec, cases, worker.warn)
+    size = request["prepared_cache_mb"] << 20
+    cache = PreparedCache(worker.workplace.state / "prepared", size) if size else None
+    data = load(worker.spec, cases, worker.warn, cache)
     submission = worker.loop.jobs.get(worker.job["id"])["submission"]
     first, members = "", list[str]()
     result: dict[str, Any] = {}

@@ -17,6 +17,9 @@ from models.spec import ModelSpec
 IGNORED = 255
 """Target value of voxels that nobody annotated, and of padding: losses and metrics do not see them."""
 
+PREPROCESSING = 1
+"""Counts up when `prepare` makes something else of the same image: what was kept of it is stale then."""
+
 _CLIP_PERCENT = (0.5, 99.5)
 
 
