@@ -312,3 +312,19 @@ def test_a_training_killed_at_any_moment_leaves_whole_weights_and_the_next_one_p
     last = office.done("train", seed=7)["result"]["digest"]
     assert office.weights.current() == office.loop.current_model() == last
     check_published(office, {first, last})
+
+
+@pytest.mark.parametrize(
+    "office", [{"gpus": "2", "device": "cpu", "patience": 3, "epochs": 2, "validation_share": 0.5}], indirect=True
+)
+def test_a_job_trains_with_two_processes_and_its_card_says_how_well(office: Office) -> None:
+    office.label()
+    office.label("patient1")
+    digest = office.done("train")["result"]["digest"]
+    card = next(card for card in office.weights.cards() if card["digest"] == digest)
+    assert [entry["epoch"] for entry in card["curve"]] == [1, 2]
+    assert (card["settings"]["patience"], card["settings"]["amp"], card["settings"]["compile"]) == (3, "auto", False)
+    measured = card["metrics"]["validation"]
+    assert (measured["volumes"], measured["distances_in"]) == (1, 3)
+    assert measured["classes"].keys() == set(LABELS)
+    assert list((office.workplace.state / "prepared").glob("*.npz"))
