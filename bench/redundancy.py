@@ -27,6 +27,8 @@ from loop.signals import FloatArray, PoolMean, Signal, sweep, sweep_mean
 from strategies._topk import top_k
 from strategies.usim_f import UsimF
 from trainers import engine
+from trainers.data import Case
+from trainers.settings import Settings
 
 RARE = "lesion"
 NORMALIZED = "usim_f, normalize"
@@ -200,7 +202,7 @@ def trained(study: Study, labeled: IntArray, setup: Setup, seed: int) -> Segment
     """The default network, trained on the labelled slices' ground truth."""
     spec = models.get("unet2d", labels=LABELS)
     cases = [
-        engine.Case(
+        Case(
             study.images[number].name,
             study.images[number],
             study.masks[number],
@@ -210,7 +212,7 @@ def trained(study: Study, labeled: IntArray, setup: Setup, seed: int) -> Segment
         )
         for number in np.unique(study.volume[labeled])
     ]
-    settings = engine.Settings(setup.epochs, setup.steps, batch_size=8, learning_rate=3e-3, seed=seed)
+    settings = Settings(setup.epochs, setup.steps, batch_size=8, learning_rate=3e-3, seed=seed)
     device = pick_device("auto")
     weights = engine.train(spec, cases, settings, device=device).weights
     return Segmenter(spec, weights, device=device, seed=seed)

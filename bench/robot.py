@@ -18,9 +18,12 @@ import torch
 from tqdm import tqdm
 
 from datastore.volume_io import SUFFIXES, Volume, read_volume, write_volume
-from trainers.metrics import dice, dice_counts, mean_dice
+from trainers.metrics import dice, dice_counts, mean_dice, mean_with_error
+from trainers.surface import surface_distances
 
 _POLL_SECONDS = 0.5
+
+_MEASURES = ("Dice", "HD95 in mm", "MSD in mm")
 
 
 class RobotError(Exception):
@@ -105,8 +108,8 @@ class Robot:
             file.write_bytes(self._answer(answer).content)
             return read_volume(file).array.astype(np.uint8)
 
-    def dice_of(self, model: str, image_id: str, n_classes: int) -> npt.NDArray[np.float64]:
-        """(classes,) Dice of the server's prediction."""
+    def measures_of(self, model: str, image_id: str, n_classes: int) -> npt.NDArray[np.float64]:
+        """(classes, 3) Dice, HD95 in mm and mean surface distance in mm of the server's prediction."""
         answer = self.http.post(
             f"/infer/{model}",
             params={"image": image_id, "output": "image"},
@@ -116,8 +119,10 @@ class Robot:
             file = Path(folder) / "prediction.nii.gz"
             file.write_bytes(self._answer(answer).content)
             predicted = read_volume(file).array.astype(np.int64)
-        truth = self.true_mask(image_id).array.astype(np.int64)
-        return dice(dice_counts(torch.from_numpy(predicted), torch.from_numpy(truth), n_classes))
+        volume = self.true_mask(image_id)
+        truth = volume.array.astype(np.int64)
+        overlap = dice(dice_counts(torch.from_numpy(predicted), torch.from_numpy(truth), n_classes))
+        return np.column_stack([overlap, surface_distances(predicted, truth, n_classes, volume.spacing)])
 
 
 @dataclass
@@ -137,25 +142,26 @@ class Examiner:
         return cls(robot, labels, list(itertools.islice(_unseen(robot, ids), n)))
 
     def examine(self, digest: str, model: str, labeled: int, number: int) -> None:
-        """Print the mean Dice of the model on the volumes unseen so far."""
+        """Print Dice and surface distances of the model on the volumes unseen so far, with standard errors over them."""
         self.volumes = list(_unseen(self.robot, self.volumes))
         bar = tqdm(self.volumes, desc="measure", unit="volume", leave=False, disable=None)
-        self.scores[f"{number} {digest}"] = {v: self.robot.dice_of(model, v, len(self.labels) + 1) for v in bar}
-        mean, per_class = mean_dice(
-            np.array(list(self.scores[f"{number} {digest}"].values())).reshape(-1, len(self.labels))
-        )
-        parts = ", ".join(f"{name} {_number(score)}" for name, score in zip(self.labels, per_class, strict=True))
+        self.scores[f"{number} {digest}"] = {v: self.robot.measures_of(model, v, len(self.labels) + 1) for v in bar}
+        found = np.array(list(self.scores[f"{number} {digest}"].values())).reshape(-1, len(self.labels), len(_MEASURES))
+        rng = np.random.default_rng(0)
         self.robot.say(
-            f"round {number}: {labeled} slices annotated, model {digest}, mean Dice {_number(mean)} "
-            f"on {len(self.volumes)} unseen patients ({parts})"
+            f"round {number}: {labeled} slices annotated, model {digest}, mean Dice {_with_error(found[..., 0], rng)} "
+            f"on {len(self.volumes)} unseen patients"
         )
+        for at, name in enumerate(self.labels):
+            parts = [f"{measure} {_with_error(found[:, at, i], rng)}" for i, measure in enumerate(_MEASURES)]
+            self.robot.say(f"  {name}: {', '.join(parts)}")
 
     def summary(self) -> list[float]:
         """Mean Dice of every model on the volumes that stayed unseen to the end; comparable, unlike the lines before."""
         last = [v for v in self.volumes if all(v in scores for scores in self.scores.values())]
         if not last or not self.scores:
             return []
-        means = [mean_dice(np.array([scores[v] for v in last]))[0] for scores in self.scores.values()]
+        means = [mean_dice(np.array([scores[v][:, 0] for v in last]))[0] for scores in self.scores.values()]
         known = [mean for mean in means if mean is not None]
         self.robot.say(
             f"On the {len(last)} patients unseen to the end, mean Dice went " + " -> ".join(_number(m) for m in known)
@@ -171,6 +177,12 @@ def _unseen(robot: Robot, ids: list[str]) -> Any:
         if not facts["n_labeled"] and not facts["error"] and facts["patient"] not in seen:
             seen.add(facts["patient"])
             yield image_id
+
+
+def _with_error(per_volume: npt.NDArray[np.float64], rng: np.random.Generator) -> str:
+    """`mean +- standard error`."""
+    mean, error = mean_with_error(per_volume, rng)
+    return _number(mean) + ("" if error is None else f" +- {error:.3f}")
 
 
 def _number(value: float | None) -> str:

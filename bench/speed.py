@@ -1,4 +1,4 @@
-"""Speed in one run: serving beside stock, a million slices, and sweep, signals and selection beside plain ways.
+"""Speed in one run: serving beside stock, a million slices, and sweep, signals, selection and training beside plain ways.
 
 `python -m bench.speed` prints tables with ratios. Ratios within one run are what to compare: milliseconds belong to the
 machine, and to what else it does.
@@ -16,8 +16,9 @@ import torch
 import typer
 from tqdm import tqdm
 
-from bench import million, selection_speed, serving, signal_speed, sweep_speed
+from bench import million, selection_speed, serving, signal_speed, sweep_speed, training_speed
 from bench.live import Effort, one_core
+from trainers.settings import Settings
 
 _TURNS = "; blocks of requests to each server in turns; median (min-max)."
 _DATA = Path(__file__).parent.parent.parent / "shared" / "data"
@@ -31,6 +32,7 @@ class Part(StrEnum):
     sweep = "sweep"
     selection = "selection"
     signals = "signals"
+    training = "training"
 
 
 def main(
@@ -47,6 +49,7 @@ def main(
         Part.sweep: _sweep,
         Part.selection: _selection,
         Part.signals: _signals,
+        Part.training: _training,
     }
     for part in [only] if only else list(parts):
         with tempfile.TemporaryDirectory(prefix="nextslice-speed-") as folder:
@@ -95,6 +98,19 @@ def _signals(data: Path, folder: Path, quick: bool) -> str:
     return (
         f"{signal_speed.report(found)}\n\nConditions: {where}, one thread; the same inputs for all, equal results checked.\n"
         "The ways of each thing in turns; median (min-max) of the ratios."
+    )
+
+
+def _training(data: Path, folder: Path, quick: bool) -> str:
+    epochs, repeats = (1, 2) if quick else (4, 5)
+    settings = Settings(epochs=epochs, steps_per_epoch=25, batch_size=8, learning_rate=1e-2, seed=0)
+    with one_core() as where, sweep_speed.one_thread():
+        found = [
+            training_speed.compare(each, settings, repeats) for each in sweep_speed.datasets(data, folder, quick=quick)
+        ]
+    return (
+        f"{training_speed.report(found)}\n\nConditions: {where}, one thread; {epochs} epochs of 25 steps of 8 slices, with "
+        "augmentation, validation and a model's measures;\nevery third slice annotated; in turns, median (min-max)."
     )
 
 

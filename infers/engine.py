@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from datastore.volume_io import Volume, read_volume
-from infers.read_ahead import ahead
 from infers.source import Source
 from infers.views import Inputs, look, probabilities, volume_of_slices
 from loop.errors import BadInput
 from loop.pool import Pool
+from loop.read_ahead import ahead
 from loop.signals import Batch
 from loop.views import View, likeliest
 from models import heads

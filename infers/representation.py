@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from datastore.volume_io import read_volume
-from infers.read_ahead import ahead
 from infers.source import Source
 from loop.errors import BadInput
 from loop.pool import WHOLE, IntArray, Pool
+from loop.read_ahead import ahead
 from loop.signals import Batch
 from loop.views import Embedding, View
 from models.representation import Representation, slices_of

@@ -94,6 +94,9 @@ class AppConfig:
         (), "training patch in pixels or voxels, comma separated; empty is the largest case up to 256 (2D) or 96 (3D)"
     )
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    gpus: str = setting(
+        "1", "GPUs that train together, by one process each: a number, or auto for all; of the CPU, processes"
+    )
     sweep_batch: int = setting(64, "most slices in one forward pass of a sweep or an inference", low=1)
 
     retrain: bool = setting(True, "retrain by itself when labels come in")
@@ -109,6 +112,18 @@ class AppConfig:
         0, "items in an optimiser step; 0 is the model's own: 8, and for nnunet what its plans say", low=0
     )
     learning_rate: float = setting(1e-2, "peak learning rate of AdamW", low=1e-8, high=1)
+    patience: int = setting(
+        0,
+        "stop when the validation Dice was not better for so many epochs, and use the best epoch's weights; 0: never",
+        low=0,
+    )
+    amp: str = setting(
+        "auto", "half precision in training, on CUDA: bfloat16, or float16 on older devices", choices=("auto", "off")
+    )
+    compile: bool = setting(False, "train a network compiled by torch.compile, where a compiler is there")
+    prepared_cache_mb: int = setting(
+        4096, "MiB of preprocessed slices kept in the state folder for the next training; 0: none", low=0
+    )
     heads: tuple[str, ...] = setting(
         (),
         "auxiliary heads trained along with the network, comma separated, besides those that served strategies need",
@@ -174,6 +189,8 @@ class AppConfig:
                 if rules["choices"] and part not in rules["choices"]:
                     raise BadInput(f"{spec.name} must be one of {', '.join(rules['choices'])}, got {part!r}.")
             _check_range(spec.name, value, rules["low"], rules["high"])
+        if not re.fullmatch(r"auto|[1-9]\d{0,2}", self.gpus):
+            raise BadInput(f"gpus must be auto or a number from 1 to 999, got {self.gpus!r}.")
         self._check_labels()
         try:
             re.compile(self.patient_pattern)

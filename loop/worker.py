@@ -1,25 +1,26 @@
 """What a child process does: one training or one sweep, with its progress in the store."""
 
 import logging
-import multiprocessing
-import os
-import threading
 import time
 from collections.abc import Callable, Collection
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import strategies
 from infers.engine import pick_device
 from loop.allocation import keep_freed_memory
 from loop.errors import BadInput, NextSliceError
+from loop.parent import end_with_parent
 from loop.planning import plan_if_needed
 from loop.rounds import Loop
 from loop.store import Store
 from loop.sweeping import SweepSource
 from loop.workplace import Worker, Workplace
 from models import heads as auxiliary
-from trainers import engine
+from trainers import distributed
+from trainers.data import Case, load
+from trainers.prepared_cache import PreparedCache
+from trainers.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ _SEED_STEP = 1_000_003
 def run(workplace: Workplace, job_id: str) -> None:
     """The child process's main function: do the job, and leave its end in the store whatever happens."""
     logging.basicConfig(level=logging.INFO, format="[%(asctime)s] [%(process)s] %(levelname)s %(message)s")
-    _end_with_parent()
+    end_with_parent()
     keep_freed_memory()
     store = Store(workplace.store_url)
     loop = Loop(store, workplace.open_config())
@@ -52,19 +53,6 @@ def run(workplace: Workplace, job_id: str) -> None:
         store.close()
 
 
-def _end_with_parent() -> None:
-    """Stop when the server is gone: it can no longer stop us, and its successor starts the job anew."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="parent-watch").start()
-
-
 def train(worker: Worker) -> dict[str, Any]:
     """Train on what is annotated now, publish the weights, tell the loop."""
     request = {**worker.config.to_json(), **worker.job["request"]}
@@ -74,25 +62,32 @@ def train(worker: Worker) -> dict[str, Any]:
     needed = frozenset[str]().union(*(strategy.needs_heads for strategy in served))
     heads = sorted({*request["heads"], *needed & auxiliary.available(worker.spec)})
     count = max(request["ensemble"], *(strategy.needs_members for strategy in served))
-    settings = engine.Settings(
+    settings = Settings(
         epochs=request["epochs"],
         steps_per_epoch=request["steps_per_epoch"],
         batch_size=request["batch_size"] or worker.spec.batch_size,
         learning_rate=request["learning_rate"],
         seed=request["seed"],
+        amp=request["amp"],
+        compile=request["compile"],
+        patience=request["patience"],
     )
     cases = [
-        engine.Case(
+        Case(
             image_id=row["id"],
             image=worker.workplace.root / row["path"],
             mask=worker.workplace.labels / "final" / f"{row['id']}.nii.gz",
             axis=row["axis"],
             slices=row["slices"],
             split=row["split"],
+            version=row["version"],
         )
         for row in worker.loop.labeled_images()
     ]
-    data = engine.load(worker.spec, cases, worker.warn)
+    devices = distributed.devices_for(pick_device(request["device"]), request["gpus"])
+    size = request["prepared_cache_mb"] << 20
+    cache = PreparedCache(worker.workplace.state / "prepared", size) if size else None
+    data = load(worker.spec, cases, worker.warn, cache)
     submission = worker.loop.jobs.get(worker.job["id"])["submission"]
     first, members = "", list[str]()
     result: dict[str, Any] = {}
@@ -100,15 +95,16 @@ def train(worker: Worker) -> dict[str, Any]:
     for member in range(count):
         began = time.monotonic()
         own = replace(settings, seed=settings.seed + member * _SEED_STEP)
-        trained = engine.train(
+        trained = distributed.train(
             worker.spec,
             data,
             own,
-            device=pick_device(request["device"]),
+            devices=devices,
             # A member that was not trained before begins anew, to differ from the others.
             start=worker.weights.load(parents[member], plans=worker.spec.plans) if member < len(parents) else None,
             heads=() if member else heads,
             report=told.of(member),
+            warn=worker.warn,
         )
         card = {
             "model": worker.spec.name,
@@ -117,9 +113,7 @@ def train(worker: Worker) -> dict[str, Any]:
             "curve": trained.curve,
             "parent": parents[member] if member < len(parents) else None,
             "seed": own.seed,
-            "settings": {
-                key: getattr(own, key) for key in ("epochs", "steps_per_epoch", "batch_size", "learning_rate")
-            },
+            "settings": {key: value for key, value in asdict(own).items() if key not in ("seed", "parts")},
             "submission": submission,
             **({"plans": worker.spec.plans} if worker.spec.plans else {}),
             "seconds": time.monotonic() - began,

@@ -1,6 +1,7 @@
 """The one deterministic preprocessing: the same for training, validation, inference and sweep, and its way back."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,9 @@ from models.spec import ModelSpec
 
 IGNORED = 255
 """Target value of voxels that nobody annotated, and of padding: losses and metrics do not see them."""
+
+PREPROCESSING = 1
+"""Counts up when `prepare` makes something else of the same image: what was kept of it is stale then."""
 
 _CLIP_PERCENT = (0.5, 99.5)
 
@@ -91,6 +95,18 @@ def restore(prepared: Prepared, maps: Tensor) -> Tensor:
         return cut
     mode = "bilinear" if len(prepared.native) == 2 else "trilinear"
     return functional.interpolate(cut, size=prepared.native, mode=mode, align_corners=False)
+
+
+def grid_spacing(prepared: Prepared, spacing: tuple[float, ...]) -> tuple[float, ...]:
+    """Mm along i, j, k of the network's grid, or along (slices, h, w) of slices, from the image's along i, j, k."""
+    if len(prepared.native) == 2:
+        own = [length for i, length in enumerate(spacing) if i != prepared.axis]
+        return spacing[prepared.axis], *_scaled(prepared, own)
+    return tuple(_scaled(prepared, spacing))
+
+
+def _scaled(prepared: Prepared, own: Sequence[float]) -> list[float]:
+    return [mm * n / m for mm, n, m in zip(own, prepared.native, prepared.resampled, strict=True)]
 
 
 def prepare_label(spec: ModelSpec, mask: npt.NDArray[np.uint8], spacing: tuple[float, ...], axis: int) -> Tensor:

@@ -86,7 +86,9 @@ def test_the_robot_does_the_whole_job_and_dice_rises(tmp_path: Path, serve: Call
     asked = ["--truth", str(server.truth), "--strategy", "max_entropy", "--until", "30"]
     ended = nextslice("annotate", "--server", server.url, *asked, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr[-2000:] + server.log.read_text()[-2000:]
-    lines = re.findall(r"round (\d): (\d+) slices annotated, model \w+, mean Dice ([\d.]+) on \d+ unseen", ended.stdout)
+    lines = re.findall(
+        r"round (\d): (\d+) slices annotated, model \w+, mean Dice ([\d.]+)(?: \+- [\d.]+)? on \d+ unseen", ended.stdout
+    )
     assert [(int(number), int(slices)) for number, slices, _ in lines] == [(1, 10), (2, 20), (3, 30)]
     went = re.search(r"unseen to the end, mean Dice went ([\d.]+) -> [\d.]+ -> ([\d.]+)", ended.stdout)
     assert went, ended.stdout

@@ -22,9 +22,11 @@ from models import heads
 from models.heads import DifficultyHead, LossHead
 from models.plans import Plans
 from models.preprocess import IGNORED
-from trainers.engine import Case, Data, Settings, load, train
+from trainers.data import Case, Data, load
+from trainers.engine import train
 from trainers.heads import HeadsInTraining, difficulty_loss, margin_ranking
 from trainers.losses import partial_dice_ce
+from trainers.settings import Settings
 
 CPU = torch.device("cpu")
 PLANS = Plans.read(Path(__file__).parent / "plans_2d.json")

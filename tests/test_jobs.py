@@ -1,9 +1,13 @@
 """Trainings and sweeps as a child process does them, over a real store and real files: ensembles and auxiliary heads."""
 
 import multiprocessing
+import os
+import random
+import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -243,3 +247,84 @@ def test_weights_that_a_person_went_back_to_stay_in_use(office: Office) -> None:
     office.loop.published("unet2d", plain, {}, how="rolled back")
     assert office.round_of("deal")["selected_by"] == "spread"
     assert Conductor(office.loop, office.workplace).due() is None
+
+
+# --- trainings that are killed
+
+
+def killed(office: Office, prepare: Callable[[], None], seconds: float, seed: int) -> None:
+    """Start a training in a process of its own and kill it after that long, if it has not been killed before."""
+    job_id = office.queued("train", seed=seed)
+
+    def work() -> None:
+        prepare()
+        run(office.workplace, job_id)
+
+    # Forked, so that it can be told when to die; a server's jobs come from a fork server.
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join(seconds)
+    child.kill()
+    child.join()
+    office.loop.jobs.end(job_id, "lost", message="killed")  # as the conductor does
+
+
+def die_at_rename(number: int, *, after: bool) -> None:
+    """This process is killed at its n-th rename of a file that was written."""
+    rename, seen = os.replace, list[object]()
+
+    def replace(source: Path, target: Path) -> None:
+        seen.append(target)
+        if len(seen) == number:
+            if after:
+                rename(source, target)
+            os.kill(os.getpid(), signal.SIGKILL)
+        rename(source, target)
+
+    os.replace = replace  # type: ignore[assignment]
+
+
+def check_published(office: Office, known: set[str]) -> None:
+    """What is in use is whole, and everything that is listed can be loaded."""
+    current = office.weights.current()
+    assert current in office.weights.digests()
+    assert known <= set(office.weights.digests())
+    for digest in office.weights.digests():
+        Segmenter(office.workplace.spec(), office.weights.load(digest), device=torch.device("cpu"))
+        assert office.weights.card(digest)["digest"] == digest
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_training_killed_at_any_moment_leaves_whole_weights_and_the_next_one_publishes(office: Office) -> None:
+    office.label()
+    began = time.monotonic()
+    first = office.done("train")["result"]["digest"]
+    took = time.monotonic() - began
+    for number, after in [(number, after) for number in (1, 2, 3) for after in (False, True)]:
+        # Weights, their card, and the name of what is in use: the new ones are in use from the last rename on.
+        killed(office, partial(die_at_rename, number, after=after), 60, seed=10 * number + after)
+        check_published(office, {first})
+        assert (office.weights.current() == first) == ((number, after) != (3, True))
+    rng = random.Random(0)
+    for number in range(6):
+        killed(office, lambda: None, rng.uniform(0, 1.2 * took), seed=100 + number)
+        check_published(office, {first})
+    last = office.done("train", seed=7)["result"]["digest"]
+    assert office.weights.current() == office.loop.current_model() == last
+    check_published(office, {first, last})
+
+
+@pytest.mark.parametrize(
+    "office", [{"gpus": "2", "device": "cpu", "patience": 3, "epochs": 2, "validation_share": 0.5}], indirect=True
+)
+def test_a_job_trains_with_two_processes_and_its_card_says_how_well(office: Office) -> None:
+    office.label()
+    office.label("patient1")
+    digest = office.done("train")["result"]["digest"]
+    card = next(card for card in office.weights.cards() if card["digest"] == digest)
+    assert [entry["epoch"] for entry in card["curve"]] == [1, 2]
+    assert (card["settings"]["patience"], card["settings"]["amp"], card["settings"]["compile"]) == (3, "auto", False)
+    measured = card["metrics"]["validation"]
+    assert (measured["volumes"], measured["distances_in"]) == (1, 3)
+    assert measured["classes"].keys() == set(LABELS)
+    assert list((office.workplace.state / "prepared").glob("*.npz"))

@@ -118,8 +118,8 @@ def test_what_a_network_returns_in_training_has_a_weight_each(name: str) -> None
         assert [output.shape[:2] for output in outputs] == [(3, 3)] * len(spec.output_weights)
         assert sum(spec.output_weights) == pytest.approx(1)
     target = torch.randint(3, (3, *data.shape[2:]), generator=torch.Generator().manual_seed(0))
-    logits, loss = deeply_supervised(outputs, target, spec.output_weights)
-    assert logits.shape == (3, 3, *data.shape[2:])
+    loss = deeply_supervised(outputs, target, spec.output_weights)
+    assert (outputs[0] if isinstance(outputs, list) else outputs).shape == (3, 3, *data.shape[2:])
     loss.backward()
     unused = {key for key, value in network.named_parameters() if value.grad is None}
     # nnU-Net gives the coarsest output no weight.
@@ -131,12 +131,11 @@ def test_deep_supervision_is_the_weighted_loss_at_each_resolution() -> None:
     fine, coarse, unused = (torch.randn(2, 3, n, n, generator=generator) for n in (8, 4, 2))
     target = torch.randint(3, (2, 8, 8), generator=generator).to(torch.uint8)
     target[:, 5] = IGNORED
-    logits, loss = deeply_supervised([fine, coarse, unused], target, (0.75, 0.25, 0.0))
-    assert logits is fine
+    loss = deeply_supervised([fine, coarse, unused], target, (0.75, 0.25, 0.0))
     # Of two voxels in a row the nearest to the middle of the coarse one is, by convention, the second.
     expected = 0.75 * partial_dice_ce(fine, target) + 0.25 * partial_dice_ce(coarse, target[:, 1::2, 1::2])
     assert float(loss) == pytest.approx(float(expected))
-    assert float(deeply_supervised(fine, target, ())[1]) == float(partial_dice_ce(fine, target))
+    assert float(deeply_supervised(fine, target, ())) == float(partial_dice_ce(fine, target))
 
 
 @pytest.mark.parametrize("name", models.names())

@@ -19,10 +19,12 @@ from loop.errors import BadInput
 from models import ModelSpec
 from models.plans import Plans
 from models.preprocess import IGNORED
-from trainers.augment import augmented
-from trainers.engine import Case, Settings, Trained, train
+from trainers.augment import Changes, augmented
+from trainers.data import Case
+from trainers.engine import Trained, train
 from trainers.losses import partial_dice_ce
 from trainers.metrics import dice, dice_counts, mean_dice
+from trainers.settings import Settings
 
 CPU = torch.device("cpu")
 PLANS = Plans.read(Path(__file__).parent / "plans_2d.json")
@@ -148,13 +150,17 @@ def test_mean_dice_skips_what_is_not_there(
 # --- augmentation
 
 
+def changes(data: Tensor, seed: int) -> Changes:
+    return Changes.drawn([torch.Generator().manual_seed(seed + row) for row in range(len(data))], data.shape[2:])
+
+
 @pytest.mark.parametrize("shape", [(24, 32), (12, 16, 10)])
 def test_augmentation_is_seeded_and_keeps_the_labels(shape: tuple[int, ...]) -> None:
     target = torch.randint(3, (6, *shape), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     target[:, :2] = IGNORED
     data = target[:, None].float()
     state = torch.get_rng_state()
-    results = [augmented(data, target, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    results = [augmented(data, target, changes(data, seed)) for seed in (1, 1, 2)]
     assert torch.equal(torch.get_rng_state(), state)
     for moved, labels in results:
         assert moved.shape == data.shape
@@ -170,7 +176,7 @@ def test_augmentation_moves_image_and_label_together_and_ignores_what_comes_from
 ) -> None:
     target = torch.zeros(8, *shape, dtype=torch.uint8)
     target[:, shape[0] // 4 : shape[0] // 2, shape[1] // 3 :] = 1
-    moved, labels = augmented(target[:, None].float() * 10, target, torch.Generator().manual_seed(3))
+    moved, labels = augmented(target[:, None].float() * 10, target, changes(target[:, None], 3))
     inside = labels != IGNORED
     assert 0 < (~inside).float().mean() < 0.3
     assert ((moved[:, 0] > 5) == (labels == 1))[inside].float().mean() > 0.97

@@ -3,59 +3,27 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from datastore.volume_io import read_volume
-from loop.errors import BadInput
-from loop.views import likeliest
+from loop.read_ahead import ahead
 from models.heads import without_heads
-from models.preprocess import IGNORED, prepare, prepare_label
 from models.spec import ModelSpec
 from models.weights import load_into
-from models.windows import logits
-from trainers.augment import augmented
+from trainers.batches import Batch, batches
+from trainers.data import Case, Data, load
+from trainers.descent import Descent
 from trainers.heads import HeadsInTraining
-from trainers.losses import deeply_supervised
-from trainers.metrics import dice, dice_counts, mean_dice
-from trainers.steps import descend, weights_of
-
-_WARM_UP = 0.21
-"""Share of the steps; 1 / 0.21 is no whole number because OneCycleLR divides by zero where warming up is one step."""
-
-_VALIDATION_BATCH = 32
-
-
-@dataclass(frozen=True)
-class Case:
-    """An image, its composite mask, and which slices of it are annotated.
-
-    Attributes:
-        split: "training" or "validation", by patient.
-    """
-
-    image_id: str
-    image: Path
-    mask: Path
-    axis: int
-    slices: Sequence[int]
-    split: str
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How long and how fast to train; `seed` fixes initialisation, sampling and augmentation."""
-
-    epochs: int
-    steps_per_epoch: int
-    batch_size: int
-    learning_rate: float
-    seed: int
+from trainers.precision import Precision
+from trainers.ranks import Ranks
+from trainers.settings import Settings
+from trainers.steps import weights_of
+from trainers.validation import measure, validate
 
 
 @dataclass(frozen=True)
@@ -73,37 +41,6 @@ class Trained:
     curve: list[dict[str, Any]] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    """(n, 1, *S) inputs and (n, *S) targets of one case, annotated items only."""
-
-    data: Tensor
-    target: Tensor
-
-
-@dataclass(frozen=True)
-class Data:
-    """What is annotated, read and preprocessed: several networks can be trained on the same."""
-
-    training: Sequence[_Loaded]
-    validation: Sequence[_Loaded]
-
-
-def load(spec: ModelSpec, cases: Sequence[Case], warn: Callable[[str], None] = lambda text: None) -> Data:
-    """Read the annotated slices.
-
-    Args:
-        warn: called with a sentence for each case that cannot be used; the others are.
-
-    Raises:
-        BadInput: no usable annotated slice of a training patient.
-    """
-    training, validation = (list(_load(spec, cases, split, warn)) for split in ("training", "validation"))
-    if not training:
-        raise BadInput("There is no usable annotated slice of a training patient yet. Label more, of other patients.")
-    return Data(training, validation)
-
-
 def train(
     spec: ModelSpec,
     cases: Sequence[Case] | Data,
@@ -114,6 +51,7 @@ def train(
     heads: Sequence[str] = (),
     report: Callable[..., None] = lambda **progress: None,
     warn: Callable[[str], None] = lambda text: None,
+    ranks: Ranks | None = None,
 ) -> Trained:
     """Train on the annotated slices of the training cases, and measure on those of the validation cases.
 
@@ -121,177 +59,122 @@ def train(
         start: weights to begin with; None begins from a seeded initialisation.
         heads: names of the auxiliary heads that are trained along.
         report: called with epoch, epochs, fraction, loss, dice, eta (s) after each epoch, and more often with fraction.
-        warn: called with a sentence for each case that cannot be used; the others are trained on.
+        warn: called with a sentence for each case that cannot be used (the others are trained on), and for each setting that
+            had to give way.
+        ranks: the processes that train this together, on `device` here; None is this one alone.
 
     Raises:
-        NotFound: no such head. BadInput: no usable annotated slice of a training patient, `start` is of another network, or
-            the model cannot have a head.
+        NotFound: no such head. BadInput: no usable annotated slice of a training patient, `start` is of another network, the
+            model cannot have a head, or memory does not suffice for one item.
     """
     data = cases if isinstance(cases, Data) else load(spec, cases, warn)
+    ranks = ranks or Ranks(device)
+    if settings.patience and not data.validation:
+        warn("patience has no effect without annotated slices of validation patients.")
     # Dropout draws from torch's own generator: seeded here, and left as it was.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(settings.seed)
-        network = _network(spec, start, settings.seed, device)
+        torch.manual_seed(settings.seed + ranks.rank)
+        network = _network(spec, start, settings.seed, ranks)
         auxiliary = HeadsInTraining(spec, network, heads, settings.seed, device, start)
-        curve = _optimise(spec, network, auxiliary, data, settings, device, report)
-    weights = {**weights_of(network), **auxiliary.weights()}
-    metrics = {key: curve[-1][key] for key in ("loss", "dice", "dice_per_class")} | {
+        progress = _Progress(spec, network, auxiliary, data, settings, ranks)
+        progress.run(report, warn)
+    entry = progress.kept or progress.curve[-1]
+    metrics = {key: entry[key] for key in ("epoch", "loss", "dice", "dice_per_class")} | {
         "training_items": sum(len(loaded.data) for loaded in data.training),
         "validation_items": sum(len(loaded.data) for loaded in data.validation),
     }
-    return Trained(weights, metrics, curve)
+    return Trained(progress.weights(), metrics | progress.measured(), progress.curve)
 
 
-def _network(spec: ModelSpec, start: Mapping[str, Tensor] | None, seed: int, device: torch.device) -> torch.nn.Module:
+def _network(spec: ModelSpec, start: Mapping[str, Tensor] | None, seed: int, ranks: Ranks) -> nn.Module:
     network = spec.network(seed)
     if start is not None:
         load_into(network, without_heads(start), spec.name)
-    network = network.to(device).train()
-    if device.type == "cuda":
+    network = ranks.prepared(network).to(ranks.device).train()
+    if ranks.device.type == "cuda":
         network = network.to(memory_format=torch.channels_last if spec.spatial_dims == 2 else torch.channels_last_3d)
     return network
 
 
-def _load(spec: ModelSpec, cases: Sequence[Case], split: str, warn: Callable[[str], None]) -> Iterator[_Loaded]:
-    for case in cases:
-        if case.split != split:
-            continue
-        try:
-            yield _read(spec, case)
-        except BadInput as error:
-            warn(f"{case.image_id} was left out: {error}")
+class _Progress:
+    """A training that is under way.
 
+    Attributes:
+        curve: an entry of each epoch so far. kept: the entry whose weights are kept, where a patience is set.
+    """
 
-def _read(spec: ModelSpec, case: Case) -> _Loaded:
-    image, mask = read_volume(case.image), read_volume(case.mask)
-    if mask.array.shape != image.array.shape:
-        raise BadInput(f"its label has {mask.array.shape} voxels, the image {image.array.shape}.")
-    with np.errstate(invalid="ignore"):
-        classes = mask.array.astype(np.uint8)
-    if (classes != mask.array).any() or classes.max() > len(spec.labels):
-        raise BadInput(f"its label holds values other than 0 to {len(spec.labels)}.")
-    n_slices = mask.array.shape[case.axis]
-    if max(case.slices) >= n_slices:
-        raise BadInput(f"slice {max(case.slices)} is annotated, but the image has {n_slices} slices.")
-    known = np.full(n_slices, IGNORED, np.uint8)
-    known[list(case.slices)] = 0
-    # Broadcast along the slice axis: 255 wherever nobody annotated, the class elsewhere.
-    blank = np.expand_dims(known, [axis for axis in range(3) if axis != case.axis])
-    target = prepare_label(spec, np.maximum(classes, blank), image.spacing, case.axis)
-    data = prepare(spec, image.array, image.spacing, case.axis).data
-    rows = list(case.slices) if spec.spatial_dims == 2 else [0]
-    return _Loaded(data[rows], target[rows])
+    def __init__(
+        self, spec: ModelSpec, network: nn.Module, heads: HeadsInTraining, data: Data, settings: Settings, ranks: Ranks
+    ) -> None:
+        self.spec, self.network, self.heads, self.data = spec, network, heads, data
+        self.settings, self.ranks = settings, ranks
+        self.precision = Precision.of(ranks.device, settings.amp)
+        self.curve: list[dict[str, Any]] = []
+        self.kept: dict[str, Any] | None = None
+        self._best: Mapping[str, Tensor] = {}
 
-
-def _optimise(
-    spec: ModelSpec,
-    network: torch.nn.Module,
-    heads: HeadsInTraining,
-    data: Data,
-    settings: Settings,
-    device: torch.device,
-    report: Callable[..., None],
-) -> list[dict[str, Any]]:
-    total = settings.epochs * settings.steps_per_epoch
-    groups = [
-        {"params": list(network.parameters()), "lr": settings.learning_rate},
-        *heads.parameters(settings.learning_rate),
-    ]
-    optimiser = torch.optim.AdamW(groups, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, [group["lr"] for group in groups], total_steps=total, pct_start=_WARM_UP
-    )
-    scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
-    batches = _batches(spec, data.training, settings)
-    curve: list[dict[str, Any]] = []
-    began, losses = time.monotonic(), []
-    # disable=None: the bar shows on a terminal only.
-    for step in tqdm(range(1, total + 1), desc="train", unit="step", disable=None):
-        items, target = (part.to(device) for part in next(batches))
-        with torch.autocast(device.type, enabled=device.type == "cuda"):
-            logits, loss = deeply_supervised(network(items), target, spec.output_weights)
-            further = heads.loss(logits, target, (step - 1) // settings.steps_per_epoch / settings.epochs)
-        descend(optimiser, scaler, loss + further)
-        schedule.step()
-        losses.append(float(loss.detach()))
-        progress = {"fraction": step / total, "eta": (time.monotonic() - began) * (total - step) / step}
-        epoch, ended = divmod(step, settings.steps_per_epoch)
-        if ended == 0:
-            mean, per_class = _validate(spec, network, data.validation, device)
-            names = dict(zip(spec.labels, per_class, strict=True))
-            curve.append({"epoch": epoch, "loss": float(np.mean(losses)), "dice": mean, "dice_per_class": names})
-            losses = []
-        report(**{**(curve[-1] if curve else {}), **progress, "epoch": epoch + (ended > 0), "epochs": settings.epochs})
-    return curve
-
-
-def _batches(spec: ModelSpec, training: Sequence[_Loaded], settings: Settings) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless seeded batches: items drawn evenly, every second one cut around foreground, augmented."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    items = [(loaded, row) for loaded in training for row in range(len(loaded.data))]
-    patch = _patch_size(spec, training)
-    order: list[int] = []
-    while True:
-        cuts = []
-        for index in range(settings.batch_size):
-            order = order or torch.randperm(len(items), generator=generator).tolist()
-            loaded, row = items[order.pop()]
-            cuts.append(_cut(loaded.data[row], loaded.target[row], patch, generator, around_foreground=index % 2 == 0))
-        data, target = (torch.stack(parts) for parts in zip(*cuts, strict=True))
-        yield augmented(data, target, generator)
-
-
-def _patch_size(spec: ModelSpec, training: Sequence[_Loaded]) -> tuple[int, ...]:
-    """The configured patch, else the largest case up to the model's bound; a multiple of the divisor."""
-    if spec.patch:
-        return spec.whole_patch
-    largest = np.max([loaded.data.shape[2:] for loaded in training], axis=0)
-    return tuple(int(min(size, spec.largest_patch)) for size in largest)
-
-
-def _cut(
-    data: Tensor, target: Tensor, patch: tuple[int, ...], generator: torch.Generator, *, around_foreground: bool
-) -> tuple[Tensor, Tensor]:
-    """A patch of one item, padded where the item is smaller."""
-    starts = []
-    centre = _foreground_voxel(target, generator) if around_foreground else None
-    for axis, size in enumerate(patch):
-        room = max(0, target.shape[axis] - size)
-        start = int(torch.randint(room + 1, (1,), generator=generator))
-        starts.append(start if centre is None else min(room, max(0, centre[axis] - size // 2)))
-    window = tuple(slice(start, start + size) for start, size in zip(starts, patch, strict=True))
-    data, target = data[(slice(None), *window)], target[window]
-    missing = [size - have for size, have in zip(patch, target.shape, strict=True)]
-    if any(missing):
-        pairs = [amount for lack in reversed(missing) for amount in (0, lack)]
-        data, target = (
-            torch.nn.functional.pad(data, pairs),
-            torch.nn.functional.pad(target, pairs, value=IGNORED),
+    def run(self, report: Callable[..., None], warn: Callable[[str], None]) -> None:
+        settings, ranks = self.settings, self.ranks
+        total = settings.epochs * settings.steps_per_epoch
+        descent = Descent(
+            self.network, self.spec.output_weights, self.heads, settings, total, self.precision, ranks, warn
         )
-    return data, target
+        began, losses = time.monotonic(), list[Tensor]()
+        # disable=None: the bar shows on a terminal only.
+        bar = tqdm(range(1, total + 1), desc="train", unit="step", disable=None if ranks.first else True)
+        for step, batch in zip(bar, self._batches(total), strict=True):
+            losses.append(descent.step(*batch, trained=(step - 1) // settings.steps_per_epoch / settings.epochs))
+            epoch, within = divmod(step, settings.steps_per_epoch)
+            over = within == 0 and self._end_epoch(epoch, losses)
+            progress = {"fraction": step / total, "eta": (time.monotonic() - began) * (total - step) / step}
+            if over:
+                progress = {"fraction": 1.0, "eta": 0.0}
+            last = self.curve[-1] if self.curve else {}
+            report(**{**last, **progress, "epoch": epoch + (within > 0), "epochs": settings.epochs})
+            if over:
+                bar.close()
+                return
 
+    def _batches(self, total: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Augmented batches on the device; a GPU finds the next one cut already."""
+        settings, ranks = self.settings, self.ranks
+        stream = batches(
+            self.spec, self.data.training, settings.batch_size, settings.seed, rank=ranks.rank, ranks=ranks.count
+        )
+        if ranks.device.type == "cuda":
+            cut: Iterator[Batch] = (batch for _, batch in ahead(lambda _: next(stream), range(total)))
+        else:
+            cut = islice(stream, total)
+        return (batch.on(ranks.device) for batch in cut)
 
-def _foreground_voxel(target: Tensor, generator: torch.Generator) -> list[int] | None:
-    found = ((target > 0) & (target != IGNORED)).nonzero()
-    if not len(found):
-        return None
-    voxel: list[int] = found[int(torch.randint(len(found), (1,), generator=generator))].tolist()
-    return voxel
+    def _end_epoch(self, epoch: int, losses: list[Tensor]) -> bool:
+        """Validate, and say whether the training is over."""
+        loss = float(torch.stack(losses).mean())
+        losses.clear()
+        mean, per_class = self._validated()
+        names = dict(zip(self.spec.labels, per_class, strict=True))
+        self.curve.append({"epoch": epoch, "loss": loss, "dice": mean, "dice_per_class": names})
+        if self.settings.patience and mean is not None and (self.kept is None or mean > self.kept["dice"]):
+            self.kept, self._best = self.curve[-1], self._now()
+        return self.ranks.agreed(self.kept is not None and epoch - self.kept["epoch"] >= self.settings.patience)
 
+    def _validated(self) -> tuple[float | None, list[float | None]]:
+        if not self.ranks.first:
+            return None, [None] * len(self.spec.labels)
+        return validate(self.spec, self.network, self.data.validation, self.precision)
 
-def _validate(
-    spec: ModelSpec, network: torch.nn.Module, validation: Sequence[_Loaded], device: torch.device
-) -> tuple[float | None, list[float | None]]:
-    """Mean Dice and Dice per class over the annotated slices of the validation cases."""
-    if not validation:
-        return None, [None] * len(spec.labels)
-    network.eval()
-    scores = []
-    with torch.inference_mode(), torch.autocast(device.type, enabled=device.type == "cuda"):
-        for loaded in validation:
-            starts = range(0, len(loaded.data), _VALIDATION_BATCH)
-            batches = (loaded.data[start : start + _VALIDATION_BATCH].to(device) for start in starts)
-            parts = [likeliest(logits(spec, network, batch))[1].cpu() for batch in batches]
-            scores.append(dice(dice_counts(torch.cat(parts), loaded.target, spec.channels_out)))
-    network.train()
-    return mean_dice(np.array(scores))
+    def measured(self) -> dict[str, Any]:
+        """More of the validation cases, by the weights that are kept: slower than what every epoch measures."""
+        if not self.ranks.first or not self.data.validation:
+            return {}
+        if self._best:
+            load_into(self.network, without_heads(self._best), self.spec.name)
+        rng = np.random.default_rng(self.settings.seed)
+        return {"validation": measure(self.spec, self.network, self.data.validation, self.precision, rng)}
+
+    def _now(self) -> dict[str, Tensor]:
+        return {**weights_of(self.network), **self.heads.weights()}
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """What the training made: the best epoch's where a patience is set and something validates, else the last one's."""
+        return self._best or self._now()

@@ -1,12 +1,16 @@
 """Losses that see annotated voxels only."""
 
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from models.preprocess import IGNORED
+
+Outputs: TypeAlias = Tensor | Sequence[Tensor]
+"""Of a network in training: logits (B, C, *S), or a list of them first and further (B, C, *S'), S' = S or smaller."""
 
 
 def partial_dice_ce(logits: Tensor, target: Tensor) -> Tensor:
@@ -34,34 +38,34 @@ def soft_dice_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     axes = (0, *range(2, logits.ndim))
     overlap, size = (probs * truth).sum(axes)[1:], (probs + truth).sum(axes)[1:]
     present = truth.sum(axes)[1:] > 0
-    if not present.any():
-        return logits.new_zeros(())
-    return 1 - (2 * overlap[present] / size[present].clamp_min(1e-6)).mean()
+    # Without asking whether any is present: on a GPU the answer would have to be waited for.
+    n_present = present.sum()
+    scores = torch.where(present, 2 * overlap / size.clamp_min(1e-6), 0)
+    return (n_present - scores.sum()) / n_present.clamp_min(1)
 
 
 def deeply_supervised(
-    outputs: Tensor | Sequence[Tensor],
+    outputs: Outputs,
     target: Tensor,
     weights: Sequence[float],
     loss: Callable[[Tensor, Tensor], Tensor] = partial_dice_ce,
-) -> tuple[Tensor, Tensor]:
-    """The logits at full resolution, and the loss of all that a network returned in training.
+) -> Tensor:
+    """The loss of all that a network returned in training.
 
     An output of lower resolution is compared with the target at its own, by the nearest voxel, as in nnU-Net.
 
     Args:
-        outputs: logits (B, C, *S), or a list of them first and further (B, C, *S'), S' = S or smaller.
         target: (B, *S), class or IGNORED.
         weights: one for each of a list; an output whose weight is 0 is not looked at.
     """
     if isinstance(outputs, Tensor):
-        return outputs, loss(outputs, target)
+        return loss(outputs, target)
     parts = [
         weight * loss(output, _at_size(target, output.shape[2:]))
         for output, weight in zip(outputs, weights, strict=True)
         if weight
     ]
-    return outputs[0], torch.stack(parts).sum()
+    return torch.stack(parts).sum()
 
 
 def _at_size(target: Tensor, size: torch.Size) -> Tensor:

@@ -1,10 +1,17 @@
 """How good a mask is."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from models.preprocess import IGNORED
+
+FloatArray = npt.NDArray[np.float64]
+
+_DRAWS = 1000
 
 
 def dice_counts(prediction: Tensor, target: Tensor, n_classes: int) -> npt.NDArray[np.float64]:
@@ -33,3 +40,41 @@ def mean_dice(per_volume: npt.NDArray[np.float64]) -> tuple[float | None, list[f
     scores = [float(column[~np.isnan(column)].mean()) if (~np.isnan(column)).any() else None for column in per_volume.T]
     known = [score for score in scores if score is not None]
     return (float(np.mean(known)) if known else None), scores
+
+
+def mean_with_error(per_volume: FloatArray, rng: np.random.Generator) -> tuple[float | None, float | None]:
+    """Mean over the volumes, or of `mean_dice` over (V, classes), and its bootstrap standard error over volumes.
+
+    The error is the standard deviation of the mean over 1000 draws of as many volumes with replacement (Efron 1979); None
+    for fewer than two volumes. NaN values are left out of every mean.
+
+    Args:
+        per_volume: (V,) or (V, classes).
+    """
+    rows = per_volume[:, None] if per_volume.ndim == 1 else per_volume
+    rows = rows[~np.isnan(rows).all(axis=1)]
+    if not len(rows):
+        return None, None
+    if len(rows) == 1:
+        return float(np.nanmean(rows)), None
+    drawn = rows[rng.integers(len(rows), size=(_DRAWS, len(rows)))]
+    return float(_means(rows[None])[0]), float(_means(drawn).std(ddof=1))
+
+
+def _means(draws: FloatArray) -> FloatArray:
+    """(D, V, classes) -> (D,) mean over classes of the mean over the volumes that have it."""
+    known = ~np.isnan(draws)
+    counts = known.sum(axis=1)
+    per_class = np.where(known, draws, 0).sum(axis=1) / np.maximum(counts, 1)
+    found: FloatArray = np.where(counts > 0, per_class, 0).sum(axis=1) / (counts > 0).sum(axis=1)
+    return found
+
+
+def measured(scores: Mapping[str, FloatArray], classes: Sequence[str], rng: np.random.Generator) -> dict[str, Any]:
+    """{class: {measure: mean, measure_se: standard error}} of {measure: (V, classes)}; None where nothing is known."""
+    found: dict[str, Any] = {}
+    for number, name in enumerate(classes):
+        means = {key: mean_with_error(values[:, number], rng) for key, values in scores.items()}
+        found[name] = {key: mean for key, (mean, _) in means.items()}
+        found[name] |= {f"{key}_se": error for key, (_, error) in means.items()}
+    return found

@@ -12,10 +12,11 @@ from torch import Tensor
 from bench.campaign.study import Study
 from datastore.volume_io import Volume, read_volume
 from infers.engine import Segmenter, pick_device
-from infers.read_ahead import ahead
 from loop.config import AppConfig
+from loop.read_ahead import ahead
 from models.spec import ModelSpec
 from trainers.metrics import dice, dice_counts
+from trainers.surface import surface_distances
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Score:
 
     Attributes:
         dice_2d: mean over the slices that have the class or a prediction of it. dice_3d: over the volume.
-        hd95, msd: mm; lower is better.
+        hd95, msd: mm, of the volume's surfaces as `surface_distances` says; lower is better.
     """
 
     patient: str
@@ -72,8 +73,9 @@ def _scores(
     whole = dice(dice_counts(torch.from_numpy(predicted), torch.from_numpy(true), classes))
     slices = zip(np.moveaxis(predicted, axis, 0), np.moveaxis(true, axis, 0), strict=True)
     per_slice = np.array([dice(dice_counts(torch.from_numpy(p), torch.from_numpy(t), classes)) for p, t in slices])
+    distances = surface_distances(predicted, true, classes, truth.spacing)
     return [
-        Score(patient, image_id, label, _mean(per_slice[:, k]), _number(whole[k]), None, None)
+        Score(patient, image_id, label, _mean(per_slice[:, k]), _number(whole[k]), *map(_number, distances[k]))
         for k, label in enumerate(labels)
     ]
 

@@ -1,0 +1,45 @@
+"""How far a mask's surface is from the true one, in mm."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy import ndimage
+
+from trainers.metrics import FloatArray
+
+_PERCENT = 95
+
+
+def surface_distances(
+    prediction: npt.NDArray[np.integer], truth: npt.NDArray[np.integer], n_classes: int, spacing: Sequence[float]
+) -> FloatArray:
+    """(n_classes - 1, 2) HD95 and mean surface distance of each foreground class, in mm, lower is better.
+
+    A surface is the voxels of a mask with a neighbour, by a face, outside of it. HD95 is the larger of the two directions'
+    95th percentiles of distances from one surface to the other, the mean that of both directions' distances together.
+    A class that is in neither mask is NaN, and left out of means; one that is in only one of them is as far off as can be:
+    the image's diagonal, so that a structure that is missed counts.
+
+    Args:
+        prediction, truth: (*S) in 2 or 3 dimensions, class of each voxel. spacing: mm along each axis.
+    """
+    return np.array([_of(prediction == k, truth == k, spacing) for k in range(1, n_classes)], float).reshape(-1, 2)
+
+
+def _of(
+    prediction: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_], spacing: Sequence[float]
+) -> tuple[float, float]:
+    there = prediction.any(), truth.any()
+    if not any(there):
+        return np.nan, np.nan
+    if not all(there):
+        diagonal = float(np.linalg.norm(np.array(truth.shape) * np.array(spacing)))
+        return diagonal, diagonal
+    # Nothing outside the box around both has a part in it.
+    (box,) = ndimage.find_objects((prediction | truth).astype(np.uint8))
+    surfaces = [mask[box] & ~ndimage.binary_erosion(mask[box]) for mask in (prediction, truth)]
+    to = [ndimage.distance_transform_edt(~surface, sampling=spacing) for surface in surfaces]
+    there_and_back = [to[1][surfaces[0]], to[0][surfaces[1]]]
+    hausdorff = max(float(np.percentile(distances, _PERCENT)) for distances in there_and_back)
+    return hausdorff, float(np.concatenate(there_and_back).mean())
