@@ -21,8 +21,8 @@ from models.weights import load_into
 from models.windows import logits
 from trainers.augment import augmented
 from trainers.heads import HeadsInTraining
-from trainers.losses import partial_dice_ce
 from trainers.metrics import dice, dice_counts, mean_dice
+from trainers.objectives import DualBranch, OneBranch, loss_named
 from trainers.steps import descend, weights_of
 
 _WARM_UP = 0.21
@@ -37,6 +37,7 @@ class Case:
 
     Attributes:
         split: "training" or "validation", by patient.
+        unlabeled: value of the mask's voxels that nobody annotated on an annotated slice; None: there are none.
     """
 
     image_id: str
@@ -45,17 +46,25 @@ class Case:
     axis: int
     slices: Sequence[int]
     split: str
+    unlabeled: int | None = None
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How long and how fast to train; `seed` fixes initialisation, sampling and augmentation."""
+    """How long and how fast to train; `seed` fixes initialisation, sampling and augmentation.
+
+    Attributes:
+        loss: "dice_ce", "ce" or "weighted_ce", of annotated voxels.
+        dual_branch: train along a second decoder that says what unannotated voxels may be (scribbles).
+    """
 
     epochs: int
     steps_per_epoch: int
     batch_size: int
     learning_rate: float
     seed: int
+    loss: str = "dice_ce"
+    dual_branch: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,8 +142,10 @@ def train(
         torch.manual_seed(settings.seed)
         network = _network(spec, start, settings.seed, device)
         auxiliary = HeadsInTraining(spec, network, heads, settings.seed, device, start)
-        curve = _optimise(spec, network, auxiliary, data, settings, device, report)
-    weights = {**weights_of(network), **auxiliary.weights()}
+        objective = _objective(spec, network, data, settings, device, start)
+        curve = _optimise(spec, network, objective, auxiliary, data, settings, device, report)
+        objective.close()
+    weights = {**weights_of(network), **auxiliary.weights(), **objective.weights()}
     metrics = {key: curve[-1][key] for key in ("loss", "dice", "dice_per_class")} | {
         "training_items": sum(len(loaded.data) for loaded in data.training),
         "validation_items": sum(len(loaded.data) for loaded in data.validation),
@@ -150,6 +161,20 @@ def _network(spec: ModelSpec, start: Mapping[str, Tensor] | None, seed: int, dev
     if device.type == "cuda":
         network = network.to(memory_format=torch.channels_last if spec.spatial_dims == 2 else torch.channels_last_3d)
     return network
+
+
+def _objective(
+    spec: ModelSpec,
+    network: torch.nn.Module,
+    data: Data,
+    settings: Settings,
+    device: torch.device,
+    start: Mapping[str, Tensor] | None,
+) -> OneBranch:
+    loss = loss_named(settings.loss, (loaded.target for loaded in data.training), spec.channels_out)
+    if not settings.dual_branch:
+        return OneBranch(loss)
+    return DualBranch(loss, spec, network, seed=settings.seed, device=device, start=start)
 
 
 def _load(spec: ModelSpec, cases: Sequence[Case], split: str, warn: Callable[[str], None]) -> Iterator[_Loaded]:
@@ -168,7 +193,10 @@ def _read(spec: ModelSpec, case: Case) -> _Loaded:
         raise BadInput(f"its label has {mask.array.shape} voxels, the image {image.array.shape}.")
     with np.errstate(invalid="ignore"):
         classes = mask.array.astype(np.uint8)
-    if (classes != mask.array).any() or classes.max() > len(spec.labels):
+    if case.unlabeled is not None:
+        classes[mask.array == case.unlabeled] = IGNORED
+    annotated = classes[classes != IGNORED] if case.unlabeled is not None else classes
+    if (classes != mask.array)[classes != IGNORED].any() or annotated.max(initial=0) > len(spec.labels):
         raise BadInput(f"its label holds values other than 0 to {len(spec.labels)}.")
     n_slices = mask.array.shape[case.axis]
     if max(case.slices) >= n_slices:
@@ -186,6 +214,7 @@ def _read(spec: ModelSpec, case: Case) -> _Loaded:
 def _optimise(
     spec: ModelSpec,
     network: torch.nn.Module,
+    objective: OneBranch,
     heads: HeadsInTraining,
     data: Data,
     settings: Settings,
@@ -194,7 +223,7 @@ def _optimise(
 ) -> list[dict[str, Any]]:
     total = settings.epochs * settings.steps_per_epoch
     groups = [
-        {"params": list(network.parameters()), "lr": settings.learning_rate},
+        {"params": [*network.parameters(), *objective.parameters()], "lr": settings.learning_rate},
         *heads.parameters(settings.learning_rate),
     ]
     optimiser = torch.optim.AdamW(groups, weight_decay=1e-4)
@@ -210,7 +239,7 @@ def _optimise(
         items, target = (part.to(device) for part in next(batches))
         with torch.autocast(device.type, enabled=device.type == "cuda"):
             logits = network(items)
-            loss = partial_dice_ce(logits, target)
+            loss = objective(items, logits, target)
             further = heads.loss(logits, target, (step - 1) // settings.steps_per_epoch / settings.epochs)
         descend(optimiser, scaler, loss + further)
         schedule.step()
