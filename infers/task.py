@@ -35,7 +35,8 @@ class SegmentationInfer(InferTask):
     ) -> None:
         super().__init__(
             type=InferType.SEGMENTATION,
-            labels=config.label_values(),
+            # The segments that a viewer starts with.
+            labels=config.viewer_values(),
             dimension=spec.spatial_dims,
             description=f"{spec.name}: the model that NextSlice trains on the annotated slices",
         )

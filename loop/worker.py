@@ -77,6 +77,8 @@ def train(worker: Worker) -> dict[str, Any]:
         batch_size=request["batch_size"],
         learning_rate=request["learning_rate"],
         seed=request["seed"],
+        loss=worker.config.voxel_loss(),
+        dual_branch=worker.config.supervision == "scribble" and worker.config.scribble_method == "dual_branch",
     )
     cases = [
         engine.Case(
@@ -86,6 +88,7 @@ def train(worker: Worker) -> dict[str, Any]:
             axis=row["axis"],
             slices=row["slices"],
             split=row["split"],
+            unlabeled=worker.config.unlabeled(),
         )
         for row in worker.loop.labeled_images()
     ]
@@ -115,7 +118,8 @@ def train(worker: Worker) -> dict[str, Any]:
             "parent": parents[member] if member < len(parents) else None,
             "seed": own.seed,
             "settings": {
-                key: getattr(own, key) for key in ("epochs", "steps_per_epoch", "batch_size", "learning_rate")
+                key: getattr(own, key)
+                for key in ("epochs", "steps_per_epoch", "batch_size", "learning_rate", "loss", "dual_branch")
             },
             "submission": submission,
             "seconds": time.monotonic() - began,
