@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import typer
 from tqdm import tqdm
@@ -24,15 +25,18 @@ from models.spec import ModelSpec
 from trainers import engine
 from trainers.metrics import dice, dice_counts, mean_dice
 
-WAYS: Mapping[str, tuple[bool, Mapping[str, Any]]] = {
-    "masks, dice_ce": (False, {"loss": "dice_ce"}),
-    "masks, weighted_ce": (False, {"loss": "weighted_ce"}),
-    "scribbles, partial_ce": (True, {"loss": "ce"}),
-    "scribbles, partial_ce, weighted_ce": (True, {"loss": "weighted_ce"}),
-    "scribbles, dual_branch": (True, {"loss": "ce", "dual_branch": True}),
-    "scribbles, dual_branch, weighted_ce": (True, {"loss": "weighted_ce", "dual_branch": True}),
+STROKES, OUTSIDE = "strokes", "outside"
+WAYS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "masks, dice_ce": ("", {"loss": "dice_ce"}),
+    "masks, weighted_ce": ("", {"loss": "weighted_ce"}),
+    "strokes alone, partial_ce": (STROKES, {"loss": "ce"}),
+    "strokes alone, dual_branch": (STROKES, {"loss": "ce", "dual_branch": True}),
+    "partial_ce": (OUTSIDE, {"loss": "ce"}),
+    "partial_ce, dice_ce": (OUTSIDE, {"loss": "dice_ce"}),
+    "dual_branch": (OUTSIDE, {"loss": "ce", "dual_branch": True}),
+    "dual_branch, dice_ce": (OUTSIDE, {"loss": "dice_ce", "dual_branch": True}),
 }
-"""{name: (whether from scribbles, settings)}; the first is what the others are compared with."""
+"""{name: ("", masks; else scribbles, with some background outside them or without; settings)}. The first is the measure."""
 
 _AXIS = 2
 _PATIENT = re.compile(r"[Pp]atient[-_]?\d+")
@@ -56,14 +60,16 @@ class Folders:
         if patients + held > len(groups):
             raise typer.BadParameter(f"There are {len(groups)} patients, {patients} + {held} were asked for.")
         people = list(groups.values())
-        return sum(people[:patients], []), sum(people[len(people) - held :], [])
+        first, last = people[:patients], people[len(people) - held :]
+        return [name for group in first for name in group], [name for group in last for name in group]
 
-    def cases(self, names: Sequence[str], unlabeled: int | None) -> Iterator[engine.Case]:
-        """Training cases with scribbles where `unlabeled` is given, else with masks; all slices."""
+    def cases(self, names: Sequence[str], kind: str, unlabeled: int) -> Iterator[engine.Case]:
+        """Training cases of all slices; what each kind is, WAYS says."""
         for name in names:
-            mask = (self.labels if unlabeled is None else self.scribbles) / name
+            mask = (self.scribbles if kind else self.labels) / name
             slices = range(read_volume(mask).array.shape[_AXIS])
-            yield engine.Case(name, self.images / name, mask, _AXIS, slices, "training", unlabeled)
+            mark = unlabeled if kind else None
+            yield engine.Case(name, self.images / name, mask, _AXIS, slices, "training", mark, kind == OUTSIDE)
 
 
 def score(spec: ModelSpec, weights: Mapping[str, torch.Tensor], folders: Folders, held: Sequence[str]) -> list[float]:
@@ -76,6 +82,27 @@ def score(spec: ModelSpec, weights: Mapping[str, torch.Tensor], folders: Folders
         rows.append(dice(dice_counts(torch.from_numpy(predicted), torch.from_numpy(truth), spec.channels_out)))
     mean, classes = mean_dice(np.array(rows))
     return [mean or 0.0, *(value or 0.0 for value in classes)]
+
+
+@dataclass(frozen=True)
+class Result:
+    """(trainings, 1 + classes) Dice, the mean over classes first, and seconds for one training with its measurement."""
+
+    dice: npt.NDArray[np.float64]
+    seconds: float
+
+    def row(self, way: str, measure: "Result") -> list[str]:
+        """A line of the table."""
+        mean, *classes = self.dice.mean(axis=0)
+        apart = f" ± {self.dice[:, 0].std():.3f}" if len(self.dice) > 1 else ""
+        share = mean / measure.dice[:, 0].mean()
+        return [
+            way,
+            f"{mean:.3f}{apart}",
+            *(f"{value:.3f}" for value in classes),
+            f"{share:.0%}",
+            f"{self.seconds:.0f}",
+        ]
 
 
 def main(
@@ -100,32 +127,24 @@ def main(
     spec = models.get(
         "unet2d", labels=tuple(classes.split(",")), spacing=(spacing,) * 2 if spacing else (), patch=(patch,) * 2 if patch else ()
     )  # fmt: skip
-    data = {way: engine.load(spec, list(folders.cases(names, unlabeled if way else None))) for way in (False, True)}
-    rows: list[list[str]] = []
-    reference = 0.0
-    for number, (way, (strokes, changes)) in enumerate(WAYS.items()):
-        if only and number not in only:
-            continue
+    chosen = [way for number, way in enumerate(WAYS) if not only or number in only]
+    data = {
+        kind: engine.load(spec, list(folders.cases(names, kind, unlabeled)))
+        for kind in dict.fromkeys(WAYS[way][0] for way in chosen)
+    }
+    results = {}
+    for way in chosen:
+        kind, changes = WAYS[way]
         found, began = [], time.perf_counter()
         for seed in range(seeds):
             settings = engine.Settings(1, steps, batch, rate, seed, **changes)
-            trained = engine.train(spec, data[strokes], settings, device=pick_device("auto"))
+            trained = engine.train(spec, data[kind], settings, device=pick_device("auto"))
             found.append(score(spec, trained.weights, folders, aside))
-        seconds = (time.perf_counter() - began) / seeds
-        means = np.mean(found, axis=0)
-        reference = reference or means[0]
-        apart = f" ± {np.std([row[0] for row in found]):.3f}" if seeds > 1 else ""
-        rows.append([way, f"{means[0]:.3f}{apart}", *(f"{mean:.3f}" for mean in means[1:]), f"{means[0] / reference:.0%}", f"{seconds:.0f}"])  # fmt: skip
-        tqdm.write(" | ".join(rows[-1]))
-    header = ["way", "mean Dice", *spec.labels, "of the first", "seconds"]
-    share = np.mean([float((part.target < spec.channels_out).float().mean()) for part in data[True].training])
-    tqdm.write(
-        table(
-            f"{len(names)} volumes of {patients} patients, {share:.1%} of the voxels under strokes; {steps} steps of {batch}",
-            header,
-            rows,
-        )
-    )
+        results[way] = Result(np.array(found), (time.perf_counter() - began) / seeds)
+        tqdm.write(" | ".join(results[way].row(way, next(iter(results.values())))))
+    header = ["way", "mean Dice", *spec.labels, f"of {chosen[0]}", "s"]
+    title = f"{len(names)} volumes of {patients} patients, {steps} steps of {batch}, measured on {len(aside)} volumes"
+    tqdm.write(table(title, header, [result.row(way, results[chosen[0]]) for way, result in results.items()]))
 
 
 if __name__ == "__main__":

@@ -555,7 +555,9 @@ class FolderDatastore(Datastore):
             tags = ([FINAL] if row["n_labeled"] else []) + ([ORIGINAL] if row["submission"] else [])
             objects[row["id"]] = {
                 "image": {"ext": suffix_of(row["path"]), "info": row["info"]},
-                "labels": {tag: {"ext": ".nii.gz", "info": {"params": {"label_names": self._names(tag)}}} for tag in tags},
+                "labels": {
+                    tag: {"ext": ".nii.gz", "info": {"params": {"label_names": self._names(tag)}}} for tag in tags
+                },
             }
         return {"name": self._name, "description": self._description, "objects": objects}
 

@@ -114,6 +114,9 @@ class AppConfig:
         "with scribbles, what teaches the voxels without a stroke: dual_branch, a second decoder's opinion; partial_ce, nothing",
         choices=("dual_branch", "partial_ce"),
     )
+    scribble_outside: bool = setting(
+        True, "with scribbles, take some voxels outside strokes of background that enclose the others for background"
+    )
     loss: str = setting(
         "auto",
         "loss on annotated voxels: dice_ce, ce, or weighted_ce by inverse class frequency; auto is dice_ce for masks and ce "

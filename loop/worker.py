@@ -89,6 +89,7 @@ def train(worker: Worker) -> dict[str, Any]:
             slices=row["slices"],
             split=row["split"],
             unlabeled=worker.config.unlabeled(),
+            outside=worker.config.supervision == "scribble" and worker.config.scribble_outside,
         )
         for row in worker.loop.labeled_images()
     ]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -23,6 +24,7 @@ from trainers.augment import augmented
 from trainers.heads import HeadsInTraining
 from trainers.metrics import dice, dice_counts, mean_dice
 from trainers.objectives import DualBranch, OneBranch, loss_named
+from trainers.scribbles import with_outside
 from trainers.steps import descend, weights_of
 
 _WARM_UP = 0.21
@@ -38,6 +40,8 @@ class Case:
     Attributes:
         split: "training" or "validation", by patient.
         unlabeled: value of the mask's voxels that nobody annotated on an annotated slice; None: there are none.
+        outside: take some voxels outside strokes of background that enclose the others for background, as `with_outside`
+            says; in training only.
     """
 
     image_id: str
@@ -47,6 +51,7 @@ class Case:
     slices: Sequence[int]
     split: str
     unlabeled: int | None = None
+    outside: bool = False
 
 
 @dataclass(frozen=True)
@@ -191,13 +196,7 @@ def _read(spec: ModelSpec, case: Case) -> _Loaded:
     image, mask = read_volume(case.image), read_volume(case.mask)
     if mask.array.shape != image.array.shape:
         raise BadInput(f"its label has {mask.array.shape} voxels, the image {image.array.shape}.")
-    with np.errstate(invalid="ignore"):
-        classes = mask.array.astype(np.uint8)
-    if case.unlabeled is not None:
-        classes[mask.array == case.unlabeled] = IGNORED
-    annotated = classes[classes != IGNORED] if case.unlabeled is not None else classes
-    if (classes != mask.array)[classes != IGNORED].any() or annotated.max(initial=0) > len(spec.labels):
-        raise BadInput(f"its label holds values other than 0 to {len(spec.labels)}.")
+    classes = _classes(spec, case, mask.array)
     n_slices = mask.array.shape[case.axis]
     if max(case.slices) >= n_slices:
         raise BadInput(f"slice {max(case.slices)} is annotated, but the image has {n_slices} slices.")
@@ -209,6 +208,17 @@ def _read(spec: ModelSpec, case: Case) -> _Loaded:
     data = prepare(spec, image.array, image.spacing, case.axis).data
     rows = list(case.slices) if spec.spatial_dims == 2 else [0]
     return _Loaded(data[rows], target[rows])
+
+
+def _classes(spec: ModelSpec, case: Case, mask: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """The class of each voxel, IGNORED where an annotated slice has no stroke."""
+    with np.errstate(invalid="ignore"):
+        classes = mask.astype(np.uint8)
+    unlabeled = mask == case.unlabeled if case.unlabeled is not None else np.zeros(mask.shape, bool)
+    if (classes != mask).any() or classes.max(initial=0, where=~unlabeled) > len(spec.labels):
+        raise BadInput(f"its label holds values other than 0 to {len(spec.labels)}.")
+    classes[unlabeled] = IGNORED
+    return with_outside(classes, case.axis) if case.outside and case.split == "training" else classes
 
 
 def _optimise(
