@@ -24,7 +24,7 @@ from models.heads import of_heads
 from models.preprocess import IGNORED
 from models.second_decoder import SecondDecoder, encoder_modules
 from trainers.engine import Case, Settings, train
-from trainers.losses import inverse_frequencies, partial_ce, partial_dice_ce
+from trainers.losses import inverse_frequencies, partial_ce
 from trainers.objectives import LOSSES, dual_branch_loss, loss_named
 from trainers.scribbles import with_outside
 
@@ -228,6 +228,191 @@ def test_a_network_that_cannot_be_split_is_refused(layer: str, message: str) -> 
     spec = spec_of("unet2d", build=Twice, feature_layer=layer)
     with pytest.raises(BadInput, match=f"{message}.*partial_ce"):
         SecondDecoder(spec, spec.network(0), 1)
+
+
+# --- the door
+
+IMAGE = Header((4, 5, 6), np.diag([1.5, 1.5, 8, 1]))
+VALUES = {"liver": 1, "spleen": 2}
+U = 3
+"""Unlabelled."""
+
+
+def saved(folder: Path, *values: int) -> Path:
+    """A label whose first voxels are `values`, the others 0."""
+    mask = np.zeros(IMAGE.shape, np.uint8)
+    mask.flat[: len(values)] = values
+    write_volume(folder / "label.nii.gz", mask, IMAGE.affine)
+    return folder / "label.nii.gz"
+
+
+def named(*names: str) -> list[dict[str, Any]]:
+    return [{"name": name, "idx": position} for position, name in enumerate(names, 1)]
+
+
+@pytest.mark.parametrize(
+    ("info", "sent", "expected", "rest"),
+    [
+        ([], [1, 2, 3, 0], [1, 2, U, 0], 0),
+        ([], [1, 2, 1], [1, 2, 1], 0),
+        (named("spleen", "liver"), [1, 2, 3, 0], [2, 1, U, 0], 0),
+        (named("spleen", "liver", "unlabelled"), [1, 2, 3, 0], [2, 1, U, 0], 0),
+        (named("liver", "spleen", "background_strokes"), [1, 2, 3, 0], [1, 2, 0, U], U),
+        (named("liver", "background"), [1, 2, 0], [1, 0, U], U),
+        (named("background_scribbles", "spleen"), [1, 2, 0], [0, 2, U], U),
+        (named("liver", "spleen", "background_strokes"), [1, 0], [1, U], U),
+    ],
+    ids=["plain", "full", "their order", "unlabelled by name", "viewer", "background", "scribbles", "no ground"],
+)
+def test_both_forms_of_scribbles_are_read(
+    tmp_path: Path, info: list[dict[str, Any]], sent: list[int], expected: list[int], rest: int
+) -> None:
+    mask = read_label(saved(tmp_path, *sent), IMAGE, VALUES, info, U)
+    assert mask.flat[: len(sent)].tolist() == expected
+    assert (mask.flat[len(sent) :] == rest).all()
+
+
+def test_foreground_scribbles_are_taken_where_there_is_one_class(tmp_path: Path) -> None:
+    info = named("background_scribbles", "foreground_scribbles")
+    mask = read_label(saved(tmp_path, 1, 2, 0), IMAGE, {"liver": 1}, info, 2)
+    assert mask.flat[:3].tolist() == [0, 1, 2]
+    with pytest.raises(BadInput, match=r"foreground_scribbles.*Draw each class in its own segment"):
+        read_label(saved(tmp_path, 1, 2, 0), IMAGE, VALUES, info, U)
+
+
+@pytest.mark.parametrize(
+    ("unlabeled", "sent", "message"),
+    [
+        (
+            None,
+            [1, 3],
+            "0 (background) and 1 liver, 2 spleen, got the value 3. Scribbles are taken with --conf supervision",
+        ),
+        (U, [1, 4], "0 (background), 1 liver, 2 spleen and 3 unlabelled, got the value 4."),
+        (9, [1, 3], "and 9 unlabelled, got the value 3."),
+    ],
+)
+def test_other_values_are_refused(tmp_path: Path, unlabeled: int | None, sent: list[int], message: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(message)):
+        read_label(saved(tmp_path, *sent), IMAGE, VALUES, (), unlabeled)
+
+
+def test_unlabelled_voxels_are_not_counted_and_viewers_see_nothing_there() -> None:
+    mask = np.array([[[0, U], [1, U]], [[2, U], [U, U]]], np.uint8)
+    assert voxels_of(mask, 2, [0, 1], 3) == [[1, 1, 1], [0, 0, 0]]
+    assert with_strokes(mask, 2, U) == [0]
+    assert with_strokes(mask, 0, U) == [0, 1]
+    shown = as_viewers_draw(mask, U)
+    np.testing.assert_array_equal(shown, [[[U, 0], [1, 0]], [[2, 0], [0, 0]]])
+    np.testing.assert_array_equal(as_viewers_draw(shown, U), mask)
+
+
+def test_settings_of_scribbles() -> None:
+    three = AppConfig(supervision="scribble")
+    assert (AppConfig().unlabeled(), three.unlabeled(), replace(three, unlabeled_value=9).unlabeled()) == (None, 4, 9)
+    assert (AppConfig().voxel_loss(), three.voxel_loss()) == ("dice_ce", "ce")
+    assert AppConfig(loss="weighted_ce").voxel_loss() == "weighted_ce"
+    assert AppConfig().viewer_values() == AppConfig().label_values()
+    assert list(three.viewer_values().items())[-1] == ("background_strokes", 4)
+    with pytest.raises(BadInput, match="unlabeled_value must be above the labels' values 1 to 3, got 2"):
+        AppConfig(unlabeled_value=2).check()
+
+
+# --- the whole
+
+
+def strokes_of(mask: np.ndarray, unlabeled: int) -> np.ndarray:
+    """Of each slice, every fourth row of the mask's box and a ring around it; a slice of background gets one line."""
+    strokes = np.full(mask.shape, unlabeled, np.uint8)
+    for k in range(mask.shape[2]):
+        there = np.argwhere(mask[..., k])
+        if not len(there):
+            strokes[2, :, k] = 0
+            continue
+        (a, b), (c, d) = there.min(0), there.max(0)
+        strokes[a : c + 1 : 4, b : d + 1, k] = mask[a : c + 1 : 4, b : d + 1, k]
+        a, b, c, d = max(a - 2, 0), max(b - 2, 0), min(c + 2, mask.shape[0] - 1), min(d + 2, mask.shape[1] - 1)
+        for edge in (np.s_[a, b : d + 1], np.s_[c, b : d + 1], np.s_[a : c + 1, b], np.s_[a : c + 1, d]):
+            strokes[(*edge, k)] = mask[(*edge, k)]
+    return strokes
+
+
+MARK = 5
+"""Unlabelled, of the phantoms' four classes."""
+
+
+@pytest.fixture
+def folder(demo: Path) -> Path:
+    """Phantoms with scribbles/ beside labels/."""
+    for file in sorted((demo / "labels").iterdir()):
+        truth = read_volume(file)
+        (demo / "scribbles").mkdir(exist_ok=True)
+        write_volume(demo / "scribbles" / file.name, strokes_of(truth.array.astype(np.uint8), MARK), truth.affine)
+    return demo
+
+
+def put(http: Any, image: str, file: Path, **params: Any) -> Any:
+    with open(file, "rb") as data:
+        return http.put(
+            "/datastore/label", params={"image": image}, data={"params": json.dumps(params)}, files={"label": (file.name, data)}
+        )  # fmt: skip
+
+
+def composite(server: Any, tag: str, image: str) -> np.ndarray:
+    with server.client() as http:
+        answer = http.get("/datastore/label", params={"label": image, "tag": tag})
+        answer.raise_for_status()
+    file = server.root / f"{tag}.nii.gz"
+    file.write_bytes(answer.content)
+    return read_volume(file).array
+
+
+def test_a_campaign_with_scribbles(folder: Path, serve: Any) -> None:
+    """The robot paints strokes; a training follows; the composites keep what is unlabelled, in the form of each reader."""
+    server = serve(folder, supervision="scribble", budget="4", validation_share="0", strategy="random")
+    said: list[str] = []
+    annotate_until(server.url, folder / "scribbles", "", 4, "robot", 1, 100, said.append, exam=folder / "labels")
+    assert any("mean Dice" in line for line in said)
+    with server.client() as http:
+        card = http.get("/al/progress").json()["model"]
+        assert (card["settings"]["loss"], card["settings"]["dual_branch"]) == ("ce", True)
+        objects = http.get("/datastore/", params={"output": "all"}).json()["objects"]
+        image = next(name for name in sorted(objects) if objects[name]["labels"])
+        done = http.get(f"/al/items/{image}").json()
+        names = {tag: entry["info"]["params"]["label_names"] for tag, entry in objects[image]["labels"].items()}
+        assert list(names["original"].items())[-1] == ("background_strokes", MARK)
+        assert list(names["final"].items())[-1] == ("unlabelled", MARK)
+    strokes = read_volume(folder / "scribbles" / f"{image}.nii.gz").array
+    final, original = (composite(server, tag, image) for tag in ("final", "original"))
+    annotated = [k for k in range(final.shape[2]) if (final[..., k] != MARK).any()]
+    assert annotated
+    assert annotated == [k for k, facts in enumerate(done["slices"]) if facts["state"] == "labeled"]
+    for k in range(final.shape[2]):
+        np.testing.assert_array_equal(final[..., k], strokes[..., k] if k in annotated else MARK)
+    np.testing.assert_array_equal(as_viewers_draw(final, MARK), original)
+    # A viewer opens `original`, draws one stroke of background more, and sends it back.
+    another = next(k for k in range(final.shape[2]) if k not in annotated)
+    original[3, 3:9, another] = MARK
+    write_volume(server.root / "back.nii.gz", original, read_volume(folder / "images" / f"{image}.nii.gz").affine)
+    info = [{"name": name, "idx": value} for name, value in names["original"].items()]
+    with server.client() as http:
+        answer = put(http, image, server.root / "back.nii.gz", client_id="slicer", label_info=info)
+        assert answer.json()["slices"] == sorted([*annotated, another])
+        empty = np.zeros_like(original)
+        write_volume(server.root / "back.nii.gz", empty, read_volume(folder / "images" / f"{image}.nii.gz").affine)
+        refused = put(http, image, server.root / "back.nii.gz", client_id="slicer", label_info=info)
+        assert (refused.status_code, "no stroke" in refused.text) == (400, True)
+    final[3, 3:9, another] = 0
+    np.testing.assert_array_equal(composite(server, "final", image), final)
+
+
+def test_without_the_setting_scribbles_are_refused(folder: Path, serve: Any) -> None:
+    server = serve(folder)
+    file = min((folder / "scribbles").iterdir())
+    with server.client() as http:
+        answer = put(http, file.name.removesuffix(".nii.gz"), file)
+    assert answer.status_code == 400
+    assert "got the value 5. Scribbles are taken with --conf supervision scribble." in answer.text
 
 
 # --- training

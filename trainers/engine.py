@@ -249,7 +249,7 @@ def _optimise(
         items, target = (part.to(device) for part in next(batches))
         with torch.autocast(device.type, enabled=device.type == "cuda"):
             logits = network(items)
-            loss = objective(items, logits, target)
+            loss = objective(items, logits, target, (step - 1) / total)
             further = heads.loss(logits, target, (step - 1) // settings.steps_per_epoch / settings.epochs)
         descend(optimiser, scaler, loss + further)
         schedule.step()

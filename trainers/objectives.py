@@ -18,6 +18,8 @@ METHODS = ("dual_branch", "partial_ce")
 
 _PSEUDO_WEIGHT = 0.5
 """Of the pseudo labels' loss (Luo et al. 2022, eq. 4)."""
+_WARM_UP = 0.5
+"""Share of the steps over which that weight grows from 0: a short training's first pseudo labels teach nothing true."""
 _SEED_APART = 7_368_787
 """Between the seeds of the decoders, which must begin apart to have two opinions."""
 
@@ -52,11 +54,12 @@ class OneBranch:
     def __init__(self, loss: Loss) -> None:
         self._loss = loss
 
-    def __call__(self, items: Tensor, logits: Tensor, target: Tensor) -> Tensor:
+    def __call__(self, items: Tensor, logits: Tensor, target: Tensor, trained: float) -> Tensor:
         """The loss of a batch that the network has just seen.
 
         Args:
             items: (B, 1, *S). logits: (B, C, *S). target: (B, *S), class or IGNORED.
+            trained: share of the steps that are over.
         """
         return self._loss(logits, target)
 
@@ -101,9 +104,10 @@ class DualBranch(OneBranch):
         self._second.to(device)
         self._generator = torch.Generator().manual_seed(seed)
 
-    def __call__(self, items: Tensor, logits: Tensor, target: Tensor) -> Tensor:
+    def __call__(self, items: Tensor, logits: Tensor, target: Tensor, trained: float) -> Tensor:
         alpha = float(torch.rand((), generator=self._generator))
-        return dual_branch_loss(logits, self._second(items), target, alpha, self._loss)
+        weight = _PSEUDO_WEIGHT * min(1.0, trained / _WARM_UP)
+        return dual_branch_loss(logits, self._second(items), target, alpha, self._loss, weight)
 
     def parameters(self) -> list[nn.Parameter]:
         return list(self._second.parameters())
@@ -115,8 +119,10 @@ class DualBranch(OneBranch):
         self._second.close()
 
 
-def dual_branch_loss(first: Tensor, second: Tensor, target: Tensor, alpha: float, loss: Loss = partial_ce) -> Tensor:
-    """(loss(first) + loss(second)) / 2 on the strokes, plus half the mean Dice loss of both against their pseudo label.
+def dual_branch_loss(
+    first: Tensor, second: Tensor, target: Tensor, alpha: float, loss: Loss = partial_ce, weight: float = _PSEUDO_WEIGHT
+) -> Tensor:
+    """(loss(first) + loss(second)) / 2 on the strokes, plus `weight` times the mean Dice loss of both to their pseudo label.
 
     The pseudo label of every voxel is argmax(alpha softmax(first) + (1 - alpha) softmax(second)), without a gradient
     (Luo et al. 2022, eq. 1 to 4). Dice is that of `trainers.losses`: over the foreground classes in the pseudo label.
@@ -131,4 +137,4 @@ def dual_branch_loss(first: Tensor, second: Tensor, target: Tensor, alpha: float
         pseudo = mixed.argmax(1)
         everywhere = torch.ones_like(pseudo, dtype=torch.bool)
     taught = (soft_dice_loss(first, pseudo, everywhere) + soft_dice_loss(second, pseudo, everywhere)) / 2
-    return strokes + _PSEUDO_WEIGHT * taught
+    return strokes + weight * taught
