@@ -118,10 +118,9 @@ class AppConfig:
         True, "with scribbles, take some voxels outside strokes of background that enclose the others for background"
     )
     loss: str = setting(
-        "auto",
-        "loss on annotated voxels: dice_ce, ce, or weighted_ce by inverse class frequency; auto is dice_ce for masks and ce "
-        "for scribbles",
-        choices=("auto", "dice_ce", "ce", "weighted_ce"),
+        "dice_ce",
+        "loss on annotated voxels; weighted_ce has inverse class frequencies",
+        choices=("dice_ce", "ce", "weighted_ce"),
     )
     heads: tuple[str, ...] = setting(
         (),
@@ -221,12 +220,6 @@ class AppConfig:
     def unlabeled(self) -> int | None:
         """The value of voxels without a stroke; None where masks are asked for."""
         return (self.unlabeled_value or len(self.labels) + 1) if self.supervision == "scribble" else None
-
-    def voxel_loss(self) -> str:
-        """The loss on annotated voxels, with "auto" made plain."""
-        if self.loss != "auto":
-            return self.loss
-        return "ce" if self.supervision == "scribble" else "dice_ce"
 
     def state_dir(self, studies: str) -> Path:
         """Where everything of ours lives."""

@@ -77,7 +77,7 @@ def train(worker: Worker) -> dict[str, Any]:
         batch_size=request["batch_size"],
         learning_rate=request["learning_rate"],
         seed=request["seed"],
-        loss=worker.config.voxel_loss(),
+        loss=worker.config.loss,
         dual_branch=worker.config.supervision == "scribble" and worker.config.scribble_method == "dual_branch",
     )
     cases = [
