@@ -77,7 +77,9 @@ def demo_data(
 
 @app.command()
 def annotate(
-    truth: Annotated[Path, typer.Option(help="folder with a ground-truth label or scribbles for every image, named like it")],
+    truth: Annotated[
+        Path, typer.Option(help="folder with a ground-truth label or scribbles for every image, named like it")
+    ],
     server: Annotated[str, typer.Option(help="address of the server")] = "http://127.0.0.1:8000",
     strategy: Annotated[str, typer.Option(help="strategy to ask with; empty is the server's default")] = "",
     until: Annotated[int, typer.Option(min=1, help="stop when this many slices are annotated")] = 40,

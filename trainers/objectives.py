@@ -113,7 +113,8 @@ class DualBranch(OneBranch):
         return list(self._second.parameters())
 
     def weights(self) -> dict[str, Tensor]:
-        return self._second.named_weights()
+        found: dict[str, Tensor] = self._second.named_weights()
+        return found
 
     def close(self) -> None:
         self._second.close()
