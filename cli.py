@@ -81,19 +81,22 @@ def demo_data(
 
 @app.command()
 def annotate(
-    truth: Annotated[Path, typer.Option(help="folder with a ground-truth label for every image, named like the image")],
+    truth: Annotated[
+        Path, typer.Option(help="folder with a ground-truth label or scribbles for every image, named like it")
+    ],
     server: Annotated[str, typer.Option(help="address of the server")] = "http://127.0.0.1:8000",
     strategy: Annotated[str, typer.Option(help="strategy to ask with; empty is the server's default")] = "",
     until: Annotated[int, typer.Option(min=1, help="stop when this many slices are annotated")] = 40,
     annotator: Annotated[str, typer.Option(help="name to annotate under")] = "robot",
     evaluate: Annotated[int, typer.Option(min=0, help="volumes of unseen patients to measure Dice on; 0: none")] = 12,
     timeout: Annotated[float, typer.Option(min=1, help="give up after this many seconds without progress")] = 900.0,
+    exam: Annotated[Path | None, typer.Option(help="folder with masks to measure Dice against, if not --truth")] = None,
 ) -> None:
     """Play the annotator: ask, submit the ground truth of the asked slices, wait for the new model, ask again."""
     from bench.robot import RobotError, annotate_until, terminal
 
     try:
-        annotate_until(server, truth, strategy, until, annotator, evaluate, timeout, terminal)
+        annotate_until(server, truth, strategy, until, annotator, evaluate, timeout, terminal, exam)
     except (RobotError, NextSliceError) as error:
         _fail(str(error))
 

@@ -18,6 +18,7 @@ import torch
 from tqdm import tqdm
 
 from datastore.volume_io import SUFFIXES, Volume, read_volume, write_volume
+from models.preprocess import IGNORED
 from trainers.metrics import dice, dice_counts, mean_dice, mean_with_error
 from trainers.surface import surface_distances
 
@@ -35,8 +36,10 @@ class Robot:
     """One annotator.
 
     Args:
-        truth: folder with a label file for every image, named like the image.
+        truth: folder with a label file, masks or scribbles, for every image, named like the image.
         say: where lines for the user go.
+        exam: folder with the masks that predictions are measured against; None: `truth`.
+        unlabeled: value of voxels without a stroke where the server takes scribbles, else None.
     """
 
     http: httpx.Client
@@ -44,7 +47,9 @@ class Robot:
     strategy: str
     name: str
     say: Callable[[str], None] = print
-    masks: dict[str, Volume] = field(default_factory=dict)
+    exam: Path | None = None
+    unlabeled: int | None = None
+    masks: dict[Path, Volume] = field(default_factory=dict)
 
     def get(self, path: str, **params: Any) -> Any:
         """The JSON answer of a GET."""
@@ -57,19 +62,20 @@ class Robot:
             )
         return response
 
-    def true_mask(self, image_id: str) -> Volume:
-        """The ground truth of an image.
+    def true_mask(self, image_id: str, folder: Path | None = None) -> Volume:
+        """The ground truth of an image, in `truth` or another folder.
 
         Raises:
             RobotError: there is none.
         """
-        if image_id not in self.masks:
-            files = [self.truth / f"{image_id}{suffix}" for suffix in SUFFIXES]
+        folder = folder or self.truth
+        if folder / image_id not in self.masks:
+            files = [folder / f"{image_id}{suffix}" for suffix in SUFFIXES]
             found = [file for file in files if file.is_file()]
             if not found:
-                raise RobotError(f"There is no ground truth for {image_id!r} in {self.truth}.")
-            self.masks[image_id] = read_volume(found[0])
-        return self.masks[image_id]
+                raise RobotError(f"There is no ground truth for {image_id!r} in {folder}.")
+            self.masks[folder / image_id] = read_volume(found[0])
+        return self.masks[folder / image_id]
 
     def next_sample(self) -> dict[str, Any]:
         """What a viewer's "Next Sample" gets; {} if nothing is left for now."""
@@ -100,16 +106,21 @@ class Robot:
         return dict(self._answer(answer).json())
 
     def _mask_so_far(self, image_id: str, truth: Volume) -> npt.NDArray[np.uint8]:
-        answer = self.http.get("/datastore/label", params={"label": image_id, "tag": "original"})
+        # Of scribbles, "original" is drawn as viewers draw, not as the files of `truth` are.
+        tag = "original" if self.unlabeled is None else "final"
+        answer = self.http.get("/datastore/label", params={"label": image_id, "tag": tag})
         if answer.status_code == 404:
-            return np.zeros(truth.array.shape, np.uint8)
+            return np.full(truth.array.shape, self.unlabeled or 0, np.uint8)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "original.nii.gz"
             file.write_bytes(self._answer(answer).content)
             return read_volume(file).array.astype(np.uint8)
 
     def measures_of(self, model: str, image_id: str, n_classes: int) -> npt.NDArray[np.float64]:
-        """(classes, 3) Dice, HD95 in mm and mean surface distance in mm of the server's prediction."""
+        """(classes, 3) Dice, HD95 in mm and mean surface distance in mm of the server's prediction.
+
+        Voxels without a class in the ground truth do not count for Dice, and are background for the distances.
+        """
         answer = self.http.post(
             f"/infer/{model}",
             params={"image": image_id, "output": "image"},
@@ -119,8 +130,9 @@ class Robot:
             file = Path(folder) / "prediction.nii.gz"
             file.write_bytes(self._answer(answer).content)
             predicted = read_volume(file).array.astype(np.int64)
-        volume = self.true_mask(image_id)
+        volume = self.true_mask(image_id, self.exam)
         truth = volume.array.astype(np.int64)
+        truth[truth == self.unlabeled] = IGNORED
         overlap = dice(dice_counts(torch.from_numpy(predicted), torch.from_numpy(truth), n_classes))
         return np.column_stack([overlap, surface_distances(predicted, truth, n_classes, volume.spacing)])
 
@@ -198,8 +210,9 @@ def annotate_until(
     evaluate: int,
     timeout: float,
     say: Callable[[str], None] = print,
+    exam: Path | None = None,
 ) -> list[float]:
-    """Annotate until that many slices are done; after each new model, measure it.
+    """Annotate until that many slices are done; after each new model, measure it, against `exam` or else `truth`.
 
     Returns:
         Mean Dice after each model on the patients unseen to the end.
@@ -207,10 +220,11 @@ def annotate_until(
     Raises:
         RobotError: the server refuses, or nothing moves for `timeout` seconds.
     """
-    if not truth.is_dir():
-        raise RobotError(f"--truth must be a folder with labels, got {str(truth)!r}.")
+    for option, folder in (("--truth", truth), ("--exam", exam or truth)):
+        if not folder.is_dir():
+            raise RobotError(f"{option} must be a folder with labels, got {str(folder)!r}.")
     with httpx.Client(base_url=server, timeout=600) as http:
-        robot = Robot(http, truth, strategy, name, say)
+        robot = Robot(http, truth, strategy, name, say, exam)
         try:
             return _run(robot, until, evaluate, timeout)
         except httpx.TransportError as error:
@@ -220,6 +234,7 @@ def annotate_until(
 def _run(robot: Robot, until: int, evaluate: int, timeout: float) -> list[float]:
     progress = robot.get("/al/progress")
     robot.strategy = robot.strategy or progress["strategy"]
+    robot.unlabeled = progress["unlabeled_value"]
     examiner = Examiner.of(robot, progress["labels"], evaluate)
     digest = (progress["model"] or {}).get("digest")
     number, moved = 0, time.monotonic()

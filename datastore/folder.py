@@ -24,7 +24,7 @@ import numpy.typing as npt
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 from sqlalchemy.engine import RowMapping
 
-from datastore.labels import read_label, voxels_of
+from datastore.labels import as_viewers_draw, read_label, voxels_of, with_strokes
 from datastore.volume_io import SUFFIXES, Header, read_header, read_volume, suffix_of, write_volume
 from loop.catalogue import Found
 from loop.config import DATASET_FILE
@@ -241,7 +241,7 @@ class FolderDatastore(Datastore):
         """Keep a label for ever, and count its slices as annotated.
 
         The label is durable when this returns; the composite masks are renewed by `settle`, or when somebody wants them.
-        Slices: those named; else those the ticket asked for; else the whole volume.
+        Slices: those named; else those the ticket asked for; else the whole volume, of scribbles its slices with a stroke.
 
         Args:
             file: what was uploaded; a copy is kept as it is.
@@ -258,12 +258,16 @@ class FolderDatastore(Datastore):
         image = self.loop.catalogue.image(image_id)
         params = dict(params or {})
         header = self._header(image)
-        mask = read_label(file, header, self.loop.config.label_values(), _label_info(params))
+        mask = self._read(file, header, params)
         with self._lock(image_id):
             if tag == ORIGINAL:
                 slices = []
             elif slices is None:
                 slices, ticket = self.loop.asked_slices(image, annotator, ticket)
+                if ticket is None and self._unlabeled is not None:
+                    slices = with_strokes(mask, image["axis"], self._unlabeled)
+                    if not slices:
+                        raise BadInput("The label has no stroke. Draw some, or name the slices in annotated_slices.")
             else:
                 slices = check_slices(slices, image["n_slices"])
                 _, ticket = self.loop.asked_slices(image, annotator, ticket)
@@ -337,7 +341,8 @@ class FolderDatastore(Datastore):
     def _compose(self, image: RowMapping, header: Header, fresh: Mapping[int, npt.NDArray[np.uint8]]) -> None:
         """Write both composite masks: each slice from the newest submission that annotated it.
 
-        `original` also shows the newest start mask under them; `final` is annotation only.
+        `original` also shows the newest start mask under them; `final` is annotation only. Of scribbles, `final` has the
+        unlabelled value where nobody drew, and `original` is as viewers draw: 0 there.
 
         Args:
             fresh: masks at hand by submission, so that they need not be read again.
@@ -348,15 +353,19 @@ class FolderDatastore(Datastore):
         start = max((number for number, row in sent.items() if row["tag"] == ORIGINAL), default=None)
         shown = {*counts.values(), *([start] if start else [])}
         masks = {n: fresh[n] if n in fresh else self._submitted(sent[n], header) for n in shown}
-        final = np.zeros(header.shape, np.uint8)
+        mark = self._unlabeled
+        final = np.full(header.shape, mark or 0, np.uint8)
         original = np.zeros(header.shape, np.uint8) if start is None else masks[start].copy()
+        if mark is not None:
+            original[original == mark] = 0
         axis = int(image["axis"])
         for index, number in counts.items():
             at = (slice(None),) * axis + (index,)
-            final[at] = original[at] = masks[number][at]
+            final[at] = masks[number][at]
+            original[at] = final[at] if mark is None else as_viewers_draw(final[at], mark)
         if counts:
             write_volume(self.label_path(image_id, FINAL), final, header.affine, durable=False)
-        self._write_original(image_id, original, header, same=start is None and bool(counts))
+        self._write_original(image_id, original, header, same=start is None and bool(counts) and mark is None)
         with self._locks_guard:
             self._unsettled[image_id] = max(sent, default=0)
 
@@ -409,16 +418,28 @@ class FolderDatastore(Datastore):
         os.replace(beside, target)
 
     def _submitted(self, row: Mapping[str, Any], header: Header) -> npt.NDArray[np.uint8]:
-        values = self.loop.config.label_values()
         content = self.loop.content(row["id"])
         if content is None:
-            return read_label(self.state / row["file"], header, values, _label_info(row["params"]))
+            return self._read(self.state / row["file"], header, row["params"])
         copy = self.state / "incoming" / f"{time.time_ns()}-{Path(row['file']).name}"
         copy.write_bytes(content)
         try:
-            return read_label(copy, header, values, _label_info(row["params"]))
+            return self._read(copy, header, row["params"])
         finally:
             copy.unlink()
+
+    def _read(self, file: Path, header: Header, params: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
+        return read_label(file, header, self.loop.config.label_values(), _label_info(params), self._unlabeled)
+
+    @property
+    def _unlabeled(self) -> int | None:
+        return self.loop.config.unlabeled()
+
+    def _names(self, tag: str) -> dict[str, int]:
+        """What the values of a composite mask are called."""
+        if tag == ORIGINAL or self._unlabeled is None:
+            return self.loop.config.viewer_values()
+        return {**self.loop.config.label_values(), "unlabelled": self._unlabeled}
 
     def label_path(self, label_id: str, tag: str) -> Path:
         """Where the composite mask of an image is (or will be)."""
@@ -485,7 +506,7 @@ class FolderDatastore(Datastore):
         """What viewers need to read the mask: {"params": {"label_names": {name: value}}}, and what was written to it."""
         self.label_file(label_id, label_tag)
         info = self.loop.catalogue.image(label_id)["info"].get(_label_key(label_tag), {})
-        return {**info, "params": {**info.get("params", {}), "label_names": self.loop.config.label_values()}}
+        return {**info, "params": {**info.get("params", {}), "label_names": self._names(label_tag)}}
 
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
         if not isinstance(info.get("params", {}), dict):
@@ -537,13 +558,14 @@ class FolderDatastore(Datastore):
 
     def json(self) -> dict[str, Any]:
         """Every image with its labels, in the form Slicer reads: the order of label_names is that of the values."""
-        names = self.loop.config.label_values()
         objects = {}
         for row in self.loop.catalogue.listing():
             tags = ([FINAL] if row["n_labeled"] else []) + ([ORIGINAL] if row["submission"] else [])
             objects[row["id"]] = {
                 "image": {"ext": suffix_of(row["path"]), "info": row["info"]},
-                "labels": {tag: {"ext": ".nii.gz", "info": {"params": {"label_names": names}}} for tag in tags},
+                "labels": {
+                    tag: {"ext": ".nii.gz", "info": {"params": {"label_names": self._names(tag)}}} for tag in tags
+                },
             }
         return {"name": self._name, "description": self._description, "objects": objects}
 

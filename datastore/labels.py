@@ -8,29 +8,41 @@ import numpy as np
 import numpy.typing as npt
 
 from datastore.volume_io import Header, read_volume
+from loop.config import BACKGROUND_STROKES
 from loop.errors import BadInput
 
 _AFFINE_TOLERANCE_MM = 1e-2
 """Viewers store affines as float32 and may round; a hundredth of a millimetre is far below a voxel."""
 _MOST_CLASSES = 255
 _MOST_COUNTED = 2**16
+_BACKGROUND = {"background", BACKGROUND_STROKES, "background_scribbles"}
+_UNLABELED = {"unlabeled", "unlabelled"}
+_FOREGROUND = "foreground_scribbles"
 
 
 def read_label(
-    path: Path, image: Header, values: Mapping[str, int], info: Sequence[Mapping[str, Any]] = ()
+    path: Path,
+    image: Header,
+    values: Mapping[str, int],
+    info: Sequence[Mapping[str, Any]] = (),
+    unlabeled: int | None = None,
 ) -> npt.NDArray[np.uint8]:
     """The label's mask (I, J, K) in our values, if it fits the image.
+
+    Scribbles come in two forms. With the value `unlabeled` in it, 0 is a stroke of background. With a segment of background
+    in `info`, as viewers draw it, 0 is a voxel without a stroke. Neither: every voxel has its class.
 
     Args:
         values: {class name: voxel value}.
         info: the viewer's {"name", "idx"} pairs; where it numbers classes in its own way, voxels are mapped by name.
+        unlabeled: value of voxels without a stroke, in the result too; None refuses scribbles.
 
     Raises:
         BadInput: not an image, other shape or affine than the image, not finite, not integer, negative, or an unknown class.
     """
     voxels = read_volume(path, lambda header: _check_geometry(header, image)).array
     _check_voxels(voxels)
-    return _named(voxels, values, info)
+    return _named(voxels, values, info) if unlabeled is None else _strokes(voxels, values, info, unlabeled)
 
 
 def _check_geometry(label: Header, image: Header) -> None:
@@ -69,15 +81,65 @@ def _named(
     """Voxels in our values: by the viewer's names where it gives them, as they are otherwise."""
     present = [value for value in _present(voxels) if value]
     theirs = _numbering(info, present) or {value: name for name, value in values.items()}
-    known = ", ".join(f"{value} {name}" for name, value in values.items())
     mask = np.zeros(voxels.shape, np.uint8)
     for value in present:
         name = theirs.get(value)
         if name is None or name not in values:
-            got = f"the value {value}" + (f" named {name[:100]!r}" if name else "")
-            raise BadInput(f"The label must hold 0 (background) and {known}, got {got}.")
+            hint = (
+                " Scribbles are taken with --conf supervision scribble."
+                if value == len(values) + 1 or name in _BACKGROUND | _UNLABELED
+                else ""
+            )
+            raise _wrong(value, name, f"0 (background) and {_listed(values)}", hint)
         mask[voxels == value] = values[name]
     return mask
+
+
+def _strokes(
+    voxels: npt.NDArray[Any], values: Mapping[str, int], info: Sequence[Mapping[str, Any]], unlabeled: int
+) -> npt.NDArray[np.uint8]:
+    """As `_named`, with strokes of background as 0 and voxels without a stroke as `unlabeled`, in either form."""
+    present = [value for value in _present(voxels) if value]
+    given = {entry["name"] for entry in info if isinstance(entry, Mapping) and isinstance(entry.get("name"), str)}
+    drawn = bool(given & _BACKGROUND)
+    numbered = {entry.get("idx") for entry in info if isinstance(entry, Mapping)}
+    theirs = _numbering(info, [value for value in present if drawn or value != unlabeled or value in numbered])
+    theirs = theirs or {value: name for name, value in values.items()}
+    ours = {**values, **dict.fromkeys(_BACKGROUND, 0), **dict.fromkeys(_UNLABELED, unlabeled)}
+    if len(values) == 1:
+        ours[_FOREGROUND] = 1
+    mask = np.full(voxels.shape, unlabeled if drawn else 0, np.uint8)
+    for value in present:
+        name = theirs.get(value, "unlabeled" if value == unlabeled and not drawn else None)
+        if name is None or name not in ours:
+            hint = " Draw each class in its own segment." if name == _FOREGROUND else ""
+            raise _wrong(value, name, f"0 (background), {_listed(values)} and {unlabeled} unlabelled", hint)
+        mask[voxels == value] = ours[name]
+    return mask
+
+
+def _listed(values: Mapping[str, int]) -> str:
+    return ", ".join(f"{value} {name}" for name, value in values.items())
+
+
+def _wrong(value: int, name: str | None, right: str, hint: str) -> BadInput:
+    got = f"the value {value}" + (f" named {name[:100]!r}" if name else "")
+    return BadInput(f"The label must hold {right}, got {got}.{hint}")
+
+
+def with_strokes(mask: npt.NDArray[np.uint8], axis: int, unlabeled: int) -> list[int]:
+    """The slices that have a stroke."""
+    others = tuple(each for each in range(3) if each != axis)
+    found: list[int] = np.flatnonzero((mask != unlabeled).any(axis=others)).tolist()
+    return found
+
+
+def as_viewers_draw(mask: npt.NDArray[np.uint8], unlabeled: int) -> npt.NDArray[np.uint8]:
+    """The other form of scribbles: 0 where nobody drew, and `unlabeled` for strokes of background."""
+    swap = np.arange(256, dtype=np.uint8)
+    swap[[0, unlabeled]] = unlabeled, 0
+    found: npt.NDArray[np.uint8] = swap[mask]
+    return found
 
 
 def _numbering(info: Sequence[Mapping[str, Any]], present: Sequence[int]) -> dict[int, str]:
@@ -99,13 +161,12 @@ def _numbering(info: Sequence[Mapping[str, Any]], present: Sequence[int]) -> dic
 
 
 def voxels_of(mask: npt.NDArray[np.uint8], axis: int, slices: Sequence[int], n_classes: int) -> list[list[int]]:
-    """Of each of the slices, the voxels of each class, background first."""
+    """Of each of the slices, the annotated voxels of each class, background first."""
     if not slices:
         return []
     taken = np.moveaxis(mask, axis, 0)[list(slices)].reshape(len(slices), -1)
     # One count for all: each slice has its own range of numbers.
     numbered = taken + n_classes * np.arange(len(slices))[:, None]
-    found: list[list[int]] = (
-        np.bincount(numbered.ravel(), minlength=len(slices) * n_classes).reshape(-1, n_classes).tolist()
-    )
+    counted = numbered.ravel() if taken.max() < n_classes else numbered[taken < n_classes]
+    found: list[list[int]] = np.bincount(counted, minlength=len(slices) * n_classes).reshape(-1, n_classes).tolist()
     return found

@@ -35,7 +35,8 @@ class SegmentationInfer(InferTask):
         self.name = model_name(config)
         super().__init__(
             type=InferType.SEGMENTATION,
-            labels=config.label_values(),
+            # The segments that a viewer starts with.
+            labels=config.viewer_values(),
             dimension=dimension(config),
             description=f"{self.name}: the model that NextSlice trains on the annotated slices",
         )

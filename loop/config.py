@@ -17,6 +17,9 @@ DATASET_FILE = "nextslice.json"
 _MOST_LABELS = 254
 """Masks are bytes, 0 is background, and 255 marks voxels that nobody annotated."""
 
+BACKGROUND_STROKES = "background_strokes"
+"""A viewer's 0 is "nothing drawn": with scribbles, strokes of background are a segment of this name."""
+
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 
 
@@ -124,6 +127,28 @@ class AppConfig:
     prepared_cache_mb: int = setting(
         4096, "MiB of preprocessed slices kept in the state folder for the next training; 0: none", low=0
     )
+    supervision: str = setting(
+        "mask",
+        "what annotators send: mask, every voxel of an annotated slice has its class; scribble, strokes, and the others stay "
+        "unlabelled",
+        choices=("mask", "scribble"),
+    )
+    unlabeled_value: int = setting(
+        0, "with scribbles, the value of voxels without a stroke; 0 is the number of labels + 1", low=0, high=255
+    )
+    scribble_method: str = setting(
+        "dual_branch",
+        "with scribbles, what teaches the voxels without a stroke: dual_branch, a second decoder's opinion; partial_ce, nothing",
+        choices=("dual_branch", "partial_ce"),
+    )
+    scribble_outside: bool = setting(
+        True, "with scribbles, take some voxels outside strokes of background that enclose the others for background"
+    )
+    loss: str = setting(
+        "dice_ce",
+        "loss on annotated voxels; weighted_ce has inverse class frequencies",
+        choices=("dice_ce", "ce", "weighted_ce"),
+    )
     heads: tuple[str, ...] = setting(
         (),
         "auxiliary heads trained along with the network, comma separated, besides those that served strategies need",
@@ -207,9 +232,23 @@ class AppConfig:
         if "background" in (name.lower() for name in self.labels):
             raise BadInput("labels must not name the background: it is value 0 and viewers count from 1.")
 
+        if 0 < self.unlabeled_value <= len(self.labels):
+            raise BadInput(
+                f"unlabeled_value must be above the labels' values 1 to {len(self.labels)}, got {self.unlabeled_value}."
+            )
+
     def label_values(self) -> dict[str, int]:
         """{name: voxel value}, in the order of the values."""
         return {name: value for value, name in enumerate(self.labels, 1)}
+
+    def viewer_values(self) -> dict[str, int]:
+        """As `label_values`, with the segment for strokes of background where scribbles are asked for."""
+        mark = self.unlabeled()
+        return self.label_values() | ({} if mark is None else {BACKGROUND_STROKES: mark})
+
+    def unlabeled(self) -> int | None:
+        """The value of voxels without a stroke; None where masks are asked for."""
+        return (self.unlabeled_value or len(self.labels) + 1) if self.supervision == "scribble" else None
 
     def state_dir(self, studies: str) -> Path:
         """Where everything of ours lives."""

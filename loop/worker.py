@@ -71,6 +71,8 @@ def train(worker: Worker) -> dict[str, Any]:
         amp=request["amp"],
         compile=request["compile"],
         patience=request["patience"],
+        loss=worker.config.loss,
+        dual_branch=worker.config.supervision == "scribble" and worker.config.scribble_method == "dual_branch",
     )
     cases = [
         Case(
@@ -81,6 +83,8 @@ def train(worker: Worker) -> dict[str, Any]:
             slices=row["slices"],
             split=row["split"],
             version=row["version"],
+            unlabeled=worker.config.unlabeled(),
+            outside=worker.config.supervision == "scribble" and worker.config.scribble_outside,
         )
         for row in worker.loop.labeled_images()
     ]

@@ -69,6 +69,7 @@ def progress(user: User = Depends(AnyUser)) -> dict[str, Any]:
         "model": here.weights.card(digest) if digest else None,
         "new_slices_since_training": here.loop.jobs.new_slices(),
         "labels": list(here.config.labels),
+        "unlabeled_value": here.config.unlabeled(),
         "unit": here.config.unit,
         "strategy": here.config.strategy,
     }

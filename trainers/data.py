@@ -3,8 +3,10 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from datastore.volume_io import Volume, read_volume
@@ -12,6 +14,7 @@ from loop.errors import BadInput
 from models.preprocess import IGNORED, grid_spacing, prepare, prepare_label
 from models.spec import ModelSpec
 from trainers.prepared_cache import Inputs, PreparedCache
+from trainers.scribbles import with_outside
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,9 @@ class Case:
     Attributes:
         split: "training" or "validation", by patient.
         version: of the image file, another one when it changes; "" keeps nothing that was made of it.
+        unlabeled: value of the mask's voxels that nobody annotated on an annotated slice; None: there are none.
+        outside: take some voxels outside strokes of background that enclose the others for background, as `with_outside`
+            says; in training only.
     """
 
     image_id: str
@@ -30,6 +36,8 @@ class Case:
     slices: Sequence[int]
     split: str
     version: str = ""
+    unlabeled: int | None = None
+    outside: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,12 +128,20 @@ def _inputs(spec: ModelSpec, case: Case, rows: list[int]) -> Inputs:
 
 def _target(spec: ModelSpec, case: Case, mask: Volume, spacing: tuple[float, ...]) -> Tensor:
     """(n, *S) of all slices, or of the volume: class, or IGNORED where nobody annotated."""
-    with np.errstate(invalid="ignore"):
-        classes = mask.array.astype(np.uint8)
-    if (classes != mask.array).any() or classes.max() > len(spec.labels):
-        raise BadInput(f"its label holds values other than 0 to {len(spec.labels)}.")
+    classes = _classes(spec, case, mask.array)
     known = np.full(mask.array.shape[case.axis], IGNORED, np.uint8)
     known[list(case.slices)] = 0
     # Broadcast along the slice axis: 255 wherever nobody annotated, the class elsewhere.
     blank = np.expand_dims(known, [axis for axis in range(3) if axis != case.axis])
     return prepare_label(spec, np.maximum(classes, blank), spacing, case.axis)
+
+
+def _classes(spec: ModelSpec, case: Case, mask: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """The class of each voxel, IGNORED where an annotated slice has no stroke."""
+    with np.errstate(invalid="ignore"):
+        classes = mask.astype(np.uint8)
+    unlabeled = mask == case.unlabeled if case.unlabeled is not None else np.zeros(mask.shape, bool)
+    if (classes != mask).any() or classes.max(initial=0, where=~unlabeled) > len(spec.labels):
+        raise BadInput(f"its label holds values other than 0 to {len(spec.labels)}.")
+    classes[unlabeled] = IGNORED
+    return with_outside(classes, case.axis) if case.outside and case.split == "training" else classes

@@ -1,6 +1,6 @@
 """One optimiser step after another: compiled or not, whole or in parts, alone or with other processes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -9,7 +9,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from loop.errors import BadInput
 from trainers.heads import HeadsInTraining
-from trainers.losses import Outputs, deeply_supervised, partial_dice_ce
+from trainers.losses import Outputs, logits_of
+from trainers.objectives import OneBranch
 from trainers.precision import Precision
 from trainers.ranks import Ranks
 from trainers.settings import Settings
@@ -29,7 +30,7 @@ class Descent:
     an optimiser step still sees all of it.
 
     Args:
-        output_weights: of the loss of each output, where the network returns several in training.
+        objective: what is descended.
         total: steps that there will be.
         warn: called with a sentence when the batch was halved, or the network could not be compiled.
     """
@@ -37,7 +38,7 @@ class Descent:
     def __init__(
         self,
         network: nn.Module,
-        output_weights: Sequence[float],
+        objective: OneBranch,
         heads: HeadsInTraining,
         settings: Settings,
         total: int,
@@ -46,12 +47,17 @@ class Descent:
         warn: Callable[[str], None],
     ) -> None:
         self._heads, self._precision, self._ranks, self._warn = heads, precision, ranks, warn
-        self._output_weights = output_weights
+        self._objective = objective
         self._parts = settings.parts
-        self._eager: nn.Module = ranks.distributed(network)
-        self._forward: Callable[[Tensor], Outputs] = torch.compile(self._eager) if settings.compile else self._eager
+        self._eager: nn.Module = ranks.distributed(network, leaves_out=objective.leaves_out)
+        self._forward: Callable[[Tensor], Outputs] = self._eager
+        if settings.compile and objective.modules():
+            warn("The network is not compiled: a second decoder watches what its encoder puts out.")
+        elif settings.compile:
+            self._forward = torch.compile(self._eager)
+        trained = nn.ModuleList([network, *objective.modules()])
         groups = [
-            {"params": list(network.parameters()), "lr": settings.learning_rate},
+            {"params": list(trained.parameters()), "lr": settings.learning_rate},
             *heads.parameters(settings.learning_rate),
         ]
         self._optimiser = torch.optim.AdamW(groups, weight_decay=1e-4)
@@ -65,7 +71,7 @@ class Descent:
 
         Args:
             data: (B, 1, *S). target: (B, *S), class or IGNORED.
-            trained: share of the epochs that are over.
+            trained: share of the training that is over.
 
         Raises:
             OutOfMemory: for one item, or (with several processes) for this process's part of the batch.
@@ -78,7 +84,7 @@ class Descent:
             # A compiler can fail in many ways; what is no fault of its own comes again from the plain network.
             except Exception as error:  # noqa: BLE001
                 self._give_way(error, len(data))
-        self._ranks.average_gradients(self._heads.modules.values())
+        self._ranks.average_gradients([*self._heads.modules.values(), *self._objective.modules()])
         self._scaler.step(self._optimiser)
         self._scaler.update()
         self._schedule.step()
@@ -92,13 +98,8 @@ class Descent:
             with self._together(last=number == len(parts)):
                 with self._precision.autocast():
                     outputs = self._forward(items)
-                    logits = outputs if isinstance(outputs, Tensor) else outputs[0]
-                    # On all processes' items, as one process alone would; its gradient is the mean over processes.
-                    loss = deeply_supervised(
-                        outputs, truth, self._output_weights,
-                        lambda output, target: partial_dice_ce(self._ranks.gathered(output), self._ranks.gathered(target)),
-                    )  # fmt: skip
-                    further = self._heads.loss(logits, truth, trained)
+                    loss = self._objective(items, outputs, truth, trained)
+                    further = self._heads.loss(logits_of(outputs), truth, trained)
                 self._scaler.scale(share * (self._ranks.count * loss + further)).backward()
             total += share * loss.detach()
         return total

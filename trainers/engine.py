@@ -19,6 +19,7 @@ from trainers.batches import Batch, batches
 from trainers.data import Case, Data, load
 from trainers.descent import Descent
 from trainers.heads import HeadsInTraining
+from trainers.objectives import DualBranch, OneBranch, loss_named
 from trainers.precision import Precision
 from trainers.ranks import Ranks
 from trainers.settings import Settings
@@ -76,8 +77,10 @@ def train(
         torch.manual_seed(settings.seed + ranks.rank)
         network = _network(spec, start, settings.seed, ranks)
         auxiliary = HeadsInTraining(spec, network, heads, settings.seed, device, start)
-        progress = _Progress(spec, network, auxiliary, data, settings, ranks)
+        objective = _objective(spec, network, data, settings, ranks, start)
+        progress = _Progress(spec, network, objective, auxiliary, data, settings, ranks)
         progress.run(report, warn)
+        objective.close()
     entry = progress.kept or progress.curve[-1]
     metrics = {key: entry[key] for key in ("epoch", "loss", "dice", "dice_per_class")} | {
         "training_items": sum(len(loaded.data) for loaded in data.training),
@@ -96,6 +99,20 @@ def _network(spec: ModelSpec, start: Mapping[str, Tensor] | None, seed: int, ran
     return network
 
 
+def _objective(
+    spec: ModelSpec,
+    network: nn.Module,
+    data: Data,
+    settings: Settings,
+    ranks: Ranks,
+    start: Mapping[str, Tensor] | None,
+) -> OneBranch:
+    loss = loss_named(settings.loss, (loaded.target for loaded in data.training), spec.channels_out)
+    if not settings.dual_branch:
+        return OneBranch(loss, spec.output_weights, ranks.gathered)
+    return DualBranch(loss, spec, network, ranks.gathered, seed=settings.seed, device=ranks.device, start=start)
+
+
 class _Progress:
     """A training that is under way.
 
@@ -104,9 +121,16 @@ class _Progress:
     """
 
     def __init__(
-        self, spec: ModelSpec, network: nn.Module, heads: HeadsInTraining, data: Data, settings: Settings, ranks: Ranks
+        self,
+        spec: ModelSpec,
+        network: nn.Module,
+        objective: OneBranch,
+        heads: HeadsInTraining,
+        data: Data,
+        settings: Settings,
+        ranks: Ranks,
     ) -> None:
-        self.spec, self.network, self.heads, self.data = spec, network, heads, data
+        self.spec, self.network, self.objective, self.heads, self.data = spec, network, objective, heads, data
         self.settings, self.ranks = settings, ranks
         self.precision = Precision.of(ranks.device, settings.amp)
         self.curve: list[dict[str, Any]] = []
@@ -116,14 +140,12 @@ class _Progress:
     def run(self, report: Callable[..., None], warn: Callable[[str], None]) -> None:
         settings, ranks = self.settings, self.ranks
         total = settings.epochs * settings.steps_per_epoch
-        descent = Descent(
-            self.network, self.spec.output_weights, self.heads, settings, total, self.precision, ranks, warn
-        )
+        descent = Descent(self.network, self.objective, self.heads, settings, total, self.precision, ranks, warn)
         began, losses = time.monotonic(), list[Tensor]()
         # disable=None: the bar shows on a terminal only.
         bar = tqdm(range(1, total + 1), desc="train", unit="step", disable=None if ranks.first else True)
         for step, batch in zip(bar, self._batches(total), strict=True):
-            losses.append(descent.step(*batch, trained=(step - 1) // settings.steps_per_epoch / settings.epochs))
+            losses.append(descent.step(*batch, trained=(step - 1) / total))
             epoch, within = divmod(step, settings.steps_per_epoch)
             over = within == 0 and self._end_epoch(epoch, losses)
             progress = {"fraction": step / total, "eta": (time.monotonic() - began) * (total - step) / step}
@@ -173,7 +195,7 @@ class _Progress:
         return {"validation": measure(self.spec, self.network, self.data.validation, self.precision, rng)}
 
     def _now(self) -> dict[str, Tensor]:
-        return {**weights_of(self.network), **self.heads.weights()}
+        return {**weights_of(self.network), **self.heads.weights(), **self.objective.weights()}
 
     def weights(self) -> Mapping[str, Tensor]:
         """What the training made: the best epoch's where a patience is set and something validates, else the last one's."""

@@ -70,7 +70,7 @@ class HeadsInTraining:
 
         Args:
             logits: (B, C, *S). target: (B, *S), class or IGNORED.
-            trained: share of the epochs that are over.
+            trained: share of the training that is over.
         """
         total = logits.new_zeros((), dtype=torch.float32)
         for name, module in self.modules.items():

@@ -23,11 +23,33 @@ def partial_dice_ce(logits: Tensor, target: Tensor) -> Tensor:
         logits: (B, C, *S). target: (B, *S) integer, class or IGNORED.
     """
     target = target.long()
+    return partial_ce(logits, target) + soft_dice_loss(logits, target, target != IGNORED)
+
+
+def partial_ce(logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy, the mean over the voxels whose target is not IGNORED; 0 where there is none.
+
+    Args:
+        logits: (B, C, *S). target: (B, *S) integer, class or IGNORED.
+        weights: (C,) of the classes; the mean is then over the voxels' weights, as in `torch.nn.functional.cross_entropy`.
+    """
+    target = target.long()
+    each = functional.cross_entropy(logits, target, weights, ignore_index=IGNORED, reduction="sum")
     valid = target != IGNORED
-    cross_entropy = functional.cross_entropy(
-        logits, target, ignore_index=IGNORED, reduction="sum"
-    ) / valid.sum().clamp_min(1)
-    return cross_entropy + soft_dice_loss(logits, target, valid)
+    if weights is None:
+        return each / valid.sum().clamp_min(1)
+    return each / (weights[torch.where(valid, target, 0)] * valid).sum().clamp_min(1e-6)
+
+
+def inverse_frequencies(voxels: Tensor) -> Tensor:
+    """(C,) weights 1 / annotated voxels of each class, of mean 1 over the classes that have any; 0 for the others.
+
+    Args:
+        voxels: (C,) annotated voxels of each class, background first.
+    """
+    present = voxels > 0
+    weights = torch.where(present, 1 / voxels.double().clamp_min(1), 0)
+    return (weights * present.sum() / weights.sum().clamp_min(1e-30)).float()
 
 
 def soft_dice_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
@@ -42,6 +64,11 @@ def soft_dice_loss(logits: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     n_present = present.sum()
     scores = torch.where(present, 2 * overlap / size.clamp_min(1e-6), 0)
     return (n_present - scores.sum()) / n_present.clamp_min(1)
+
+
+def logits_of(outputs: Outputs) -> Tensor:
+    """Those at full resolution."""
+    return outputs if isinstance(outputs, Tensor) else outputs[0]
 
 
 def deeply_supervised(

@@ -26,13 +26,16 @@ class Ranks:
         """Whether this process validates, reports, and keeps what was trained."""
         return self.rank == 0
 
-    def distributed(self, network: nn.Module) -> nn.Module:
-        """The network, whose gradients are averaged over the processes in every backward pass."""
+    def distributed(self, network: nn.Module, *, leaves_out: bool = False) -> nn.Module:
+        """The network, whose gradients are averaged over the processes in every backward pass.
+
+        Args:
+            leaves_out: some of its layers get no gradient.
+        """
         if self.count == 1:
             return network
-        if self.device.type == "cuda":
-            return DistributedDataParallel(network, device_ids=[self.device])
-        return DistributedDataParallel(network)
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(network, device_ids=devices, find_unused_parameters=leaves_out)
 
     def prepared(self, network: nn.Module) -> nn.Module:
         """Batch normalisation over the items of all processes, where it can be: on CUDA."""

@@ -12,6 +12,8 @@ class Settings:
         compile: by torch.compile; where that fails, the network is trained as it is.
         patience: epochs without a better validation Dice after which to stop, and to keep the best epoch's weights; 0: all
             epochs, and the last one's weights.
+        loss: "dice_ce", "ce" or "weighted_ce", of annotated voxels.
+        dual_branch: train along a second decoder that says what unannotated voxels may be (scribbles).
         parts: of a batch, one after the other through the network, from the start; more where memory does not suffice.
     """
 
@@ -23,4 +25,6 @@ class Settings:
     amp: str = "auto"
     compile: bool = False
     patience: int = 0
+    loss: str = "dice_ce"
+    dual_branch: bool = False
     parts: int = 1
