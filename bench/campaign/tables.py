@@ -98,6 +98,8 @@ def read_tables(folder: Path) -> Tables:
     lacking = [key for key in _FACTS if not isinstance(facts, dict) or key not in facts]
     if lacking:
         raise BadInput(f"{file} must have {', '.join(_FACTS)}; it lacks {', '.join(lacking)}.")
+    if facts["unit"] not in ("slice", "volume"):
+        raise BadInput(f"{file}: unit must be slice or volume, got {facts['unit']!r}.")
     scores, picks, timings = (_read(folder, name) for name in _COLUMNS)
     if scores.empty:
         raise BadInput(f"{folder / 'scores.csv'} has no scores yet. Wait until the first round has been measured.")
