@@ -20,6 +20,7 @@ from bench.campaign.tables import read_tables
 from bench.phantom import LABELS, write_phantoms
 from datastore.labels import voxels_of
 from datastore.volume_io import read_volume
+from loop.errors import NotFound
 
 ROOT = Path(__file__).parent.parent
 STRATEGIES = {
@@ -195,7 +196,8 @@ def test_a_campaign_that_still_runs(campaign: Path) -> None:
     text = Page(write_report(campaign)).text
     for said in (
         "What is missing", "usim_f, seed 0: rounds 3 to 5", "max_entropy, seed 1: not there yet", "all, seed 0: not there yet",
-        "usim_f is not judged against foreground_random yet", "there is no t-test", "it needs the upper bound",
+        "One seed shows nothing", "usim_f is not judged against foreground_random yet", "there is no t-test",
+        "it needs the upper bound",
     ):  # fmt: skip
         assert said in text
 
@@ -240,7 +242,7 @@ def test_every_string_is_escaped(campaign: Path) -> None:
 def test_a_wide_campaign_of_many_strategies_and_classes(campaign: Path) -> None:
     rows = pd.read_csv(campaign / "scores.csv", dtype=str)
     own = rows[rows["strategy"] == "max_entropy"]
-    more = [own.assign(strategy=f"strategy_with_a_rather_long_name_{number:02d}") for number in range(25)]
+    more = [own.assign(strategy=f"strategy_with_a_rather_long_name_{number}") for number in range(8)]
     pd.concat([rows, *more]).to_csv(campaign / "scores.csv", index=False)
     assert len(Page(write_report(campaign)).of("img")) == len(PICTURES)
 
@@ -255,9 +257,8 @@ def test_the_command(campaign: Path, tmp_path: Path) -> None:
     done = report(str(campaign), "--out", str(out), "--reference", "random")
     assert done.returncode == 0, done.stderr
     assert "Compared with random" in Page(out).text
-    wrong = report(str(campaign), "--reference", "best")
-    assert wrong.returncode == 2
-    assert "foreground_random" in wrong.stderr
+    with pytest.raises(NotFound, match="foreground_random"):
+        write_report(campaign, reference="best")
     nowhere = report(str(tmp_path / "nowhere"))
     assert nowhere.returncode == 2
     assert "campaign.json" in nowhere.stderr

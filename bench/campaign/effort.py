@@ -80,6 +80,8 @@ def gain_rate(used: Floats, gap: Floats) -> float:
     # The error may have more than one valley when curves are ragged: begin the search at the best of a grid.
     grid = np.linspace(least, np.log(_MOST_RATE), 200)
     best = int(np.argmin([error(point) for point in grid]))
+    if best == 0:
+        return 0.0
     ends = (grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)])
     return float(np.exp(optimize.minimize_scalar(error, bounds=ends, method="bounded").x))
 

@@ -30,36 +30,55 @@ _MARKERS = "osD^vPX<>*hp"
 _STEP_NAMES = dict(zip(STEPS, ("choosing", "sweep", "training", "measuring", "other"), strict=True))
 
 
+MOST_COLOURED = 10
+"""More lines than that are told apart by nobody; the others are grey."""
+
+
 @dataclass(frozen=True)
 class Style:
-    """How a strategy is drawn, everywhere the same."""
+    """How a strategy is drawn, everywhere the same; faint: grey, and not in legends."""
 
     colour: str
     line: Any
     marker: str
+    faint: bool = False
 
 
-def styles(strategies: Sequence[str], reference: str) -> dict[str, Style]:
-    """The reference in black, the others by colour, line and marker, so that none hangs on colour alone."""
-    others = [name for name in strategies if name != reference]
+def styles(ranked: Sequence[str], reference: str) -> dict[str, Style]:
+    """The reference in black, the others by colour, line and marker, so that none hangs on colour alone.
+
+    Args:
+        ranked: strategies, those first that should be seen.
+    """
+    others = [name for name in ranked if name != reference]
     found = {reference: Style("#000000", "-", "o")}
     for number, (name, colour, marker) in enumerate(zip(others, cycle(COLOURS), cycle(_MARKERS[1:]), strict=False)):
-        found[name] = Style(colour, _LINES[(number + number // len(COLOURS)) % len(_LINES)], marker)
+        line = _LINES[(number + number // len(COLOURS)) % len(_LINES)]
+        faint = number + 1 >= MOST_COLOURED
+        found[name] = Style("#B0B0B0", "-", "o", faint=True) if faint else Style(colour, line, marker)
     return found
 
 
-def learning_curves(curves: Mapping[str, Curve], looks: Mapping[str, Style], unit: str, measure: str) -> Figure:
-    """Dice against annotated units with bands of 95 % intervals; the upper bound dashed."""
+def learning_curves(
+    curves: Mapping[str, Curve], looks: Mapping[str, Style], banded: Sequence[str], unit: str, measure: str
+) -> Figure:
+    """Dice against annotated units; the upper bound dashed.
+
+    Args:
+        banded: strategies with a band of their 95 % intervals; more than two or three bands hide each other.
+    """
     figure, (axes,) = panels(5.2)
     for name, curve in curves.items():
         if name == UPPER_BOUND:
             _bound(axes, curve)
         else:
-            _line(axes, name, curve, looks[name])
+            _line(axes, name, curve.labeled, curve.mean, looks[name])
+            if name in banded and np.isfinite(curve.low).any():
+                axes.fill_between(curve.labeled, curve.low, curve.high, color=looks[name].colour, alpha=0.15, lw=0)
     axes.set_xlabel(f"annotated {unit}")
     axes.set_ylabel(f"mean {measure}")
     _finish(axes)
-    _legend_right(axes)
+    _legend_right(axes, *_named_lines(axes, looks))
     return figure
 
 
@@ -71,7 +90,7 @@ def class_curves(
     unit: str,
 ) -> Figure:
     """One panel a class, without bands; means: {strategy: (R, C)}, the upper bound (1, C)."""
-    columns = min(3, len(labels))
+    columns = 2 if len(labels) in (2, 4) else min(3, len(labels))
     rows = -(-len(labels) // columns)
     figure, grid = panels(2.7 * rows + 0.6, rows, columns, share="x")
     for number, (axes, label) in enumerate(zip(grid, labels, strict=False)):
@@ -79,16 +98,7 @@ def class_curves(
             if name == UPPER_BOUND:
                 axes.axhline(mean[0, number], color="0.35", linestyle="--", label="all labelled")
             else:
-                look = looks[name]
-                axes.plot(
-                    labeled[name],
-                    mean[:, number],
-                    color=look.colour,
-                    linestyle=look.line,
-                    marker=look.marker,
-                    ms=4,
-                    label=short(name),
-                )
+                _line(axes, name, labeled[name], mean[:, number], looks[name])
         axes.set_title(short(label, 24), fontsize=10)
         _finish(axes)
         if number + columns >= len(labels):
@@ -98,8 +108,7 @@ def class_curves(
             axes.set_ylabel("mean 3-D Dice")
     for axes in grid[len(labels) :]:
         axes.remove()
-    handles, names = grid[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.legend(*_named_lines(grid[0], looks), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     return figure
 
 
@@ -162,7 +171,7 @@ def time_bars(split: pd.DataFrame) -> Figure:
     axes.set_yticks(places, names)
     axes.set_xlabel("seconds a round, mean over rounds and seeds")
     axes.spines[["top", "right"]].set_visible(False)
-    _legend_right(axes)
+    _legend_right(axes, *axes.get_legend_handles_labels())
     return figure
 
 
@@ -177,19 +186,25 @@ def panels(
     return figure, list(grid.ravel())
 
 
-def _line(axes: Axes, name: str, curve: Curve, look: Style) -> None:
+def _line(axes: Axes, name: str, labeled: Floats, mean: Floats, look: Style) -> None:
+    if look.faint:
+        axes.plot(labeled, mean, color=look.colour, lw=0.9, zorder=1.5)
+        return
     axes.plot(
-        curve.labeled,
-        curve.mean,
-        color=look.colour,
-        linestyle=look.line,
-        marker=look.marker,
-        ms=5.5,
-        lw=1.8,
-        label=short(name),
-    )
-    if np.isfinite(curve.low).any():
-        axes.fill_between(curve.labeled, curve.low, curve.high, color=look.colour, alpha=0.10, lw=0)
+        labeled, mean, color=look.colour, linestyle=look.line, marker=look.marker, ms=5, lw=1.8, label=short(name)
+    )  # fmt: skip
+
+
+def _named_lines(axes: Axes, looks: Mapping[str, Style]) -> tuple[list[Any], list[str]]:
+    """What the legend names; the grey lines together."""
+    from matplotlib.lines import Line2D
+
+    handles, names = axes.get_legend_handles_labels()
+    faint = [look for look in looks.values() if look.faint]
+    if faint:
+        handles.append(Line2D([], [], color=faint[0].colour, lw=0.9))
+        names.append(f"{len(faint)} others")
+    return handles, names
 
 
 def _bound(axes: Axes, curve: Curve) -> None:
@@ -207,8 +222,10 @@ def _finish(axes: Axes) -> None:
     axes.set_ylim(max(low, -0.02), min(high, 1.02))
 
 
-def _legend_right(axes: Axes) -> None:
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9.5, handlelength=3.2)
+def _legend_right(axes: Axes, handles: Sequence[Any], names: Sequence[str]) -> None:
+    axes.legend(
+        handles, names, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9.5, handlelength=3.2
+    )
 
 
 def _matrix(
@@ -220,9 +237,17 @@ def _matrix(
         if rows[row]:
             text = "–" if np.isnan(value) else f"{value:.{digits}f}"
             axes.text(
-                column, row, text, ha="center", va="center", fontsize=9.5, color="w" if value > 0.7 * top else "k"
+                column,
+                row,
+                text,
+                ha="center",
+                va="center",
+                fontsize=9 if len(columns) < 16 else 8,
+                color="w" if value > 0.7 * top else "k",
             )
-    axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_xticks(
+        range(len(columns)), columns, rotation=90 if len(columns) > 12 else 40, ha="right", rotation_mode="anchor"
+    )
     axes.set_yticks([row for row, name in enumerate(rows) if name], [name for name in rows if name])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

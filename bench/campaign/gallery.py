@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
 
 SHOWN = 6
 """Picks of a strategy that are shown, those that it wanted most in its first round."""
-MOST_ROWS = 12
+MOST_ROWS = 8
 
 _POOL, _LABELED, _PICKED = range(3)
 _KINDS = {
-    _POOL: ("pool", "#BBBBBB", ".", 12),
+    _POOL: ("pool", "#9A9A9A", "o", 9),
     _LABELED: ("labelled before", "#0072B2", "s", 22),
     _PICKED: ("picked in the last round", "#D55E00", "^", 34),
 }
@@ -80,7 +81,7 @@ def thumbnails(slices: Mapping[str, Sequence[Slice]], labels: Sequence[str]) -> 
             axes.spines[:].set_visible(False)
         for axes, one in zip(row, shown, strict=False):
             _draw(axes, one, len(labels))
-        row[0].set_ylabel(short(name, 20), fontsize=9.5)
+        row[0].set_ylabel(short(name, 24), fontsize=8.5)
     lines = [Line2D([], [], color=_colour(number), lw=2) for number in range(len(labels))]
     figure.legend(
         lines, [short(label) for label in labels], loc="outside lower center", ncols=6, frameon=False, fontsize=9
@@ -102,7 +103,16 @@ def embedding_maps(folder: Path, strategies: Sequence[str]) -> Figure | None:
     for axes, (name, (points, state)) in zip(grid, maps.items(), strict=False):
         for kind, (label, colour, marker, size) in _KINDS.items():
             own = points[state == kind]
-            axes.scatter(own[:, 0], own[:, 1], s=size, c=colour, marker=marker, lw=0.4, edgecolors="white", label=label)
+            axes.scatter(
+                own[:, 0],
+                own[:, 1],
+                s=size,
+                c=colour,
+                marker=marker,
+                lw=0.4 if kind else 0,
+                edgecolors="white",
+                label=label,
+            )
         axes.set_title(short(name), fontsize=10)
         axes.set_xticks([])
         axes.set_yticks([])
@@ -119,7 +129,7 @@ def _map(folder: Path, strategy: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any
             try:
                 with np.load(file, allow_pickle=False) as held:
                     points, state = held["points"], held["state"]
-            except (OSError, ValueError, KeyError):
+            except (OSError, ValueError, KeyError, BadZipFile):
                 continue
             if points.ndim == 2 and points.shape[1] == 2 and state.shape == points.shape[:1]:
                 return points, state

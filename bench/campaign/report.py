@@ -17,7 +17,7 @@ from bench.campaign import report_tables as text
 from bench.campaign.figures import DPI
 from bench.campaign.summary import Summary
 from bench.campaign.tables import Tables, read_tables
-from bench.campaign.verdict import sentence
+from bench.campaign.verdict import BASELINES, sentence
 from loop.durable import atomic
 from loop.errors import NextSliceError
 
@@ -25,6 +25,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _TEMPLATE = "report.html.j2"
+_WHY_NOT = {
+    "differences": "there is only one strategy.",
+    "penalties": "there is only one strategy.",
+    "picks": "nothing has been picked after the start.",
+    "thumbnails": "nothing has been picked yet, or its images or masks are not in the folders that campaign.json names.",
+    "maps": "the campaign kept no maps of features.",
+    "times": "no time has been recorded.",
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,8 @@ def write_report(folder: Path, out: Path | None = None, *, reference: str = "", 
     """
     summary = Summary.of(read_tables(folder), reference=reference, seed=seed)
     pictures, skipped = pictures_of(summary)
+    for name in skipped:
+        (folder / "figures" / f"{name}.png").unlink(missing_ok=True)
     for picture in pictures.values():
         with atomic(folder / "figures" / f"{picture.name}.png") as temporary:
             temporary.write_bytes(picture.png)
@@ -76,9 +86,10 @@ def render(summary: Summary, pictures: dict[str, Picture], skipped: dict[str, st
     names = ("evidence", "curves", "by_round", "by_class", "needed", "penalties", "compositions", "costs")
     return environment.get_template(_TEMPLATE).render(
         title=str(tables.facts.get("title") or "Annotation campaign"), facts=_facts(tables), missing=tables.missing(),
-        command=str(tables.facts.get("command", "")), scale=str(tables.facts.get("scale", "")), summary=summary,
+        command=str(tables.facts.get("command", "")), scale=str(tables.facts.get("scale", "")).rstrip(". "), summary=summary,
         sentences=sentences(summary), tables={name: getattr(text, name)(summary) for name in names}, pictures=pictures,
         skipped=skipped, penalty_note=text.penalty_note(summary), least_seeds=_least_seeds(summary),
+        baselines=BASELINES,
     )  # fmt: skip
 
 
@@ -100,7 +111,7 @@ def pictures_of(summary: Summary) -> tuple[dict[str, Picture], dict[str, str]]:
         except NextSliceError as error:
             figure, skipped[name] = None, f"Not shown: {error}"
         if figure is None:
-            skipped.setdefault(name, "Not shown: the campaign folder does not have what it needs.")
+            skipped.setdefault(name, f"Not shown: {_WHY_NOT[name]}")
             continue
         made[name] = Picture(name, _png(figure), alt, caption)
     return made, skipped
@@ -109,19 +120,24 @@ def pictures_of(summary: Summary) -> tuple[dict[str, Picture], dict[str, str]]:
 def _plan(summary: Summary) -> Iterator[tuple[str, Callable[[], Figure | None], str, str]]:
     """Name, how to draw, alternative text and caption of each figure; data are looked at only when it is drawn."""
     tables, unit, reference = summary.tables, summary.tables.unit, summary.reference
-    looks = figures.styles(tables.strategies, reference)
     order = [row.strategy for row in summary.recommendation.evidence]
     ranked = list(dict.fromkeys([*summary.baselines, *order]))
-    band = "Bands: 95 % intervals over seeds and test patients. Dashed: everything labelled."
+    looks = figures.styles(ranked, reference)
+    best = next((name for name in (summary.recommendation.strategy, *order) if name != reference), reference)
+    banded = list(dict.fromkeys((reference, best)))
+    band = (
+        f"Bands, of {' and '.join(banded)} and of the upper bound (dashed): 95 % intervals over seeds and test patients. "
+        "The patients are the same for all, so that bands may overlap where the paired differences below are clear."
+    )
     yield (
-        "learning-curves", lambda: figures.learning_curves(summary.curves, looks, unit, "3-D Dice"),
+        "learning-curves", lambda: figures.learning_curves(summary.curves, looks, banded, unit, "3-D Dice"),
         f"Line plot of mean 3-D Dice against annotated {unit}, a line for each strategy; its figures are in the table below.",
         f"Learning curves. {band}",
     )  # fmt: skip
     if summary.curves_2d is not None:
         flat = summary.curves_2d
         yield (
-            "learning-curves-2d", lambda: figures.learning_curves(flat, looks, unit, "2-D Dice"),
+            "learning-curves-2d", lambda: figures.learning_curves(flat, looks, banded, unit, "2-D Dice"),
             f"Line plot of the mean Dice of slices against annotated {unit}, a line for each strategy.",
             f"The same with the mean Dice of slices. {band}",
         )  # fmt: skip

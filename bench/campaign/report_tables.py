@@ -77,7 +77,7 @@ def by_round(summary: Summary) -> Table:
 def by_class(summary: Summary) -> Table:
     """Dice of each class after the last round."""
     rows = [
-        ["all labelled" if name == UPPER_BOUND else name, *(number(value) for value in means[-1])]
+        ["all labelled" if name == UPPER_BOUND else name, *(dice(value) for value in means[-1])]
         for name, means in summary.by_class.items()
     ]
     return Table(
@@ -91,8 +91,8 @@ def needed(summary: Summary) -> Table:
     for one in summary.needed:
         labels = "not reached" if math.isinf(one.labels.value) else _labels(one.labels)
         hours = NONE
-        if math.isfinite(one.labels.value):
-            slices = one.labels.value * slices_per_unit(summary.tables)
+        slices = one.labels.value * slices_per_unit(summary.tables)
+        if math.isfinite(slices):
             hours = f"{annotation_hours(slices):.2g} / {annotation_hours(slices, speedup=SCRIBBLE_SPEEDUP):.2g}"
         saved = NONE if math.isnan(one.saved.value) or one.strategy == summary.reference else _saved(one.saved)
         rows.append([one.strategy, f"{one.share:.0%} ({one.dice:.3f})", labels, hours, saved, f"{one.reached:.0%}"])
@@ -164,6 +164,11 @@ def estimate(one: Estimate, *, signed: bool = False) -> str:
         return NONE
     form = "+.3f" if signed else ".3f"
     return f"{one.value:{form}}" + ("" if math.isnan(one.low) else f" [{one.low:{form}}, {one.high:{form}}]")
+
+
+def dice(value: float) -> str:
+    """Three decimals, or a dash."""
+    return NONE if math.isnan(value) else f"{value:.3f}"
 
 
 def number(value: float) -> str:

@@ -103,6 +103,7 @@ def read_tables(folder: Path) -> Tables:
     scores, picks, timings = (_read(folder, name) for name in _COLUMNS)
     if scores.empty:
         raise BadInput(f"{folder / 'scores.csv'} has no scores yet. Wait until the first round has been measured.")
+    _check_whole(folder / "scores.csv", scores)
     return Tables(folder, facts, scores, picks, timings)
 
 
@@ -131,6 +132,20 @@ def _read(folder: Path, name: str) -> pd.DataFrame:
     if read.duplicated(key).any():
         raise BadInput(f"{file} must have one row for each {', '.join(key)}; it has {_first(read, key)} twice.")
     return read
+
+
+def _check_whole(file: Path, scores: pd.DataFrame) -> None:
+    """Raise BadInput unless each run has its rounds from 0 on without gaps, and every round the same test volumes."""
+    for (name, seed), rounds in scores.groupby(["strategy", "seed"])["round"]:
+        if rounds.nunique() != rounds.max() + 1:
+            raise BadInput(f"{file} must have every round from 0 up to a run's last; {name}, seed {seed} has gaps.")
+    cells = len(scores.drop_duplicates(["patient", "volume", "label"]))
+    for run, rows in scores.groupby(list(_RUN)):
+        if len(rows) != cells:
+            where = ", ".join(f"{key} {value}" for key, value in zip(_RUN, run, strict=True))
+            raise BadInput(
+                f"{file} must have the same {cells} volumes and classes in every round; {where} has {len(rows)}."
+            )
 
 
 def _numbers(file: Path, column: str, texts: pd.Series) -> pd.Series:

@@ -65,13 +65,15 @@ def recommend(
 ) -> Recommendation:
     """The strategy with the best lower bound of the paired difference in area to the reference, if that is above zero.
 
+    One seed recommends nothing: its interval does not hold the chance of training.
+
     Raises:
         NotFound: the wanted reference is not in the campaign.
     """
     reference = reference_of(tables, reference)
     known = bootstrap or Bootstrap(scores_of(tables), rng or np.random.default_rng(0))
     evidence = tuple(sorted(gather(tables, known, reference), key=_rank))
-    better = [row for row in evidence if row.over_reference.low > 0]
+    better = [row for row in evidence if row.over_reference.low > 0 and row.seeds > 1]
     if not better:
         return Recommendation(reference, _none_better(evidence, reference), evidence)
     tied = [row for row in better if row.over_reference.low > better[0].over_reference.low - TIE]
@@ -103,6 +105,10 @@ def sentence(name: str, difference: Estimate, other: str, seeds: int) -> str:
     count = f"{seeds} seed{'s' * (seeds != 1)}"
     if math.isnan(difference.value):
         return f"{name} is not judged against {other} yet: no seed of both is complete"
+    if seeds == 1:
+        return (
+            f"{name} and {other} cannot be judged with one seed (difference {difference} for the test patients alone)"
+        )
     if difference.low > 0:
         return f"{name} is better than {other} by {difference} Dice over the curve with {count}"
     if difference.high < 0:
@@ -127,16 +133,21 @@ def _none_better(evidence: Sequence[Evidence], reference: str) -> str:
     if not judged:
         return f"Nothing can be compared with {reference} yet: no other strategy has a complete seed in common with it."
     said = f"None is better than {reference} with this evidence"
-    over_random = [row.strategy for row in evidence if row.over_random.low > 0]
+    if all(row.seeds == 1 for row in judged):
+        return (
+            f"One seed shows nothing about {reference} and the others: its interval does not hold the chance of training."
+            + (
+                f" {judged[0].strategy} is ahead so far. Repeat with three seeds or more."
+                if judged[0].over_reference.value > 0
+                else " Repeat with three seeds or more."
+            )
+        )
+    over_random = [row.strategy for row in evidence if row.over_random.low > 0 and row.seeds > 1]
     if reference != "random" and any(not math.isnan(row.over_random.value) for row in evidence):
         said += f"; better than random: {', '.join(over_random)}" if over_random else ", and none is better than random"
-    return f"{said}." + _few(min(row.seeds for row in judged))
+    return f"{said}." + _few(max(row.seeds for row in judged))
 
 
 def _few(seeds: int) -> str:
     """A caution where the seeds are few."""
-    if seeds >= LEAST_SEEDS:
-        return ""
-    if seeds == 1:
-        return " With one seed the interval covers the test patients only, not the chance of training: repeat with more seeds."
-    return " Two seeds say little about the chance of training: repeat with more."
+    return "" if seeds >= LEAST_SEEDS else " Two seeds say little about the chance of training: repeat with more."
