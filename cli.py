@@ -1,4 +1,4 @@
-"""nextslice: serve, annotate, simulate, demo-data, strategies, plan, doctor."""
+"""nextslice: serve, annotate, simulate, report, demo-data, strategies, plan, doctor."""
 
 import sys
 from pathlib import Path
@@ -141,6 +141,24 @@ def simulate(
         _fail(str(error))
     if trouble:
         raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="folder of a campaign: campaign.json and its tables")],
+    out: Annotated[Path | None, typer.Option(help="the page; report.html in the folder if not given")] = None,
+    reference: Annotated[
+        str, typer.Option(help="strategy that the others are compared with; empty: foreground_random, else random")
+    ] = "",
+) -> None:
+    """Judge a campaign, also one that still runs: a page with figures, intervals and a recommendation."""
+    from bench.campaign.report import write_report
+
+    try:
+        page = write_report(folder, out, reference=reference)
+    except NextSliceError as error:
+        _fail(str(error))
+    typer.echo(f"Wrote {page}; its figures are in {folder / 'figures'}.")
 
 
 @app.command("strategies")
