@@ -48,11 +48,11 @@ class SecondDecoder(nn.Module):
     def _keeps(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         return lambda module, args, out: self._seen.update({name: out})
 
-    def forward(self, data: Tensor) -> Tensor:
-        """(B, 1, *S), of which the main network has just seen the same -> logits (B, C, *S)."""
-        logits: Tensor = self.decoder(data)
+    def forward(self, data: Tensor) -> Any:
+        """(B, 1, *S), of which the main network has just seen the same -> what such a network puts out."""
+        outputs = self.decoder(data)
         self._seen.clear()
-        return logits
+        return outputs
 
     def named_weights(self) -> dict[str, Tensor]:
         """Copies on the CPU, under the names that they have in the network's file."""
@@ -110,6 +110,9 @@ def encoder_modules(spec: ModelSpec, network: nn.Module) -> list[str]:
     end = order.index(spec.feature_layer) + 1
     done = set(order[:end])
     found = [name for name in order[:end] if not any(name.startswith(f"{above}.") for above in done)]
+    # A layer without weights, such as a pooling that all levels use, may run on: what follows it is recalled anyhow.
+    weighty = {name for name, module in names.items() if next(module.parameters(), None) is not None}
+    found = [name for name in found if name in weighty or order.count(name) == 1]
     again = sorted(set(found) & set(order[end:])) or sorted({name for name in found if order[:end].count(name) > 1})
     if again:
         raise BadInput(
@@ -129,7 +132,7 @@ def _order_of_work(spec: ModelSpec, network: nn.Module, names: Mapping[str, nn.M
     hooks = [module.register_forward_hook(notes(name)) for name, module in names.items() if name]
     mode = network.training
     with torch.inference_mode():
-        network.eval()(torch.zeros(1, 1, *(2 * spec.divisor,) * spec.spatial_dims))
+        network.eval()(torch.zeros(1, 1, *(2 * size for size in spec.divisors)))
     network.train(mode)
     for hook in hooks:
         hook.remove()

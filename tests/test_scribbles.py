@@ -21,10 +21,11 @@ from loop.config import AppConfig
 from loop.errors import BadInput
 from models import ModelSpec
 from models.heads import of_heads
+from models.plans import Plans
 from models.preprocess import IGNORED
 from models.second_decoder import SecondDecoder, encoder_modules
 from trainers.engine import Case, Settings, train
-from trainers.losses import inverse_frequencies, partial_ce
+from trainers.losses import inverse_frequencies, logits_of, partial_ce
 from trainers.objectives import LOSSES, dual_branch_loss, loss_named
 from trainers.scribbles import with_outside
 
@@ -168,8 +169,16 @@ def test_outside_an_enclosing_stroke_some_voxels_are_background(axis: int) -> No
 # --- the second decoder
 
 
+PLANS = Plans.read(Path(__file__).parent / "plans_2d.json")
+
+
 def spec_of(name: str, **changes: Any) -> ModelSpec:
-    return replace(models.get(name, labels=("box", "hole")), **changes)
+    return replace(models.get(name, labels=("box", "hole"), plans=PLANS), **changes)
+
+
+def input_of(spec: ModelSpec, n: int) -> Tensor:
+    size = (n, 1, *(2 * divisor for divisor in spec.divisors))
+    return torch.randn(size, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("name", models.names())
@@ -177,12 +186,11 @@ def test_the_second_decoder_shares_the_encoder_and_nothing_else(name: str) -> No
     spec = spec_of(name)
     network = spec.network(0).train()
     second = SecondDecoder(spec, network, seed=1)
-    size = (2, 1, *(2 * spec.divisor,) * spec.spatial_dims)
-    data = torch.randn(size, generator=torch.Generator().manual_seed(0))
-    main = network(data)
-    logits = second(data)
-    assert logits.shape == main.shape
-    logits.sum().backward()
+    data = input_of(spec, 2)
+    main = logits_of(network(data))
+    outputs = second(data)
+    assert logits_of(outputs).shape == main.shape
+    sum(output.sum() for output in (outputs if isinstance(outputs, list) else [outputs])).backward()
     encoder = encoder_modules(spec, spec.network(0))
     assert spec.feature_layer in encoder
     for key, parameter in network.named_parameters():
@@ -199,7 +207,7 @@ def test_with_the_same_weights_and_no_dropout_both_decoders_agree(name: str) -> 
     spec = spec_of(name)
     network = spec.network(0).eval()
     second = SecondDecoder(spec, network, seed=1).eval()
-    data = torch.randn((1, 1, *(2 * spec.divisor,) * spec.spatial_dims), generator=torch.Generator().manual_seed(0))
+    data = input_of(spec, 1)
     main = network(data)
     assert not torch.allclose(second(data), main, atol=1e-3)
     second.take(network.state_dict())
