@@ -13,7 +13,6 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from datastore.volume_io import ITK, NIFTI, read_volume, write_volume
 from infers.engine import Segmenter, pick_device
-from loop.catalogue import Catalogue
 from loop.errors import BadInput, Conflict
 from loop.workplace import Workplace, dimension, model_name
 from models.weights import WeightsFolder
@@ -30,7 +29,7 @@ class SegmentationInfer(InferTask):
         outbox: folder for result files; the server deletes them after sending.
     """
 
-    def __init__(self, workplace: Workplace, weights: WeightsFolder, catalogue: Catalogue, outbox: Path) -> None:
+    def __init__(self, workplace: Workplace, weights: WeightsFolder, outbox: Path) -> None:
         config = workplace.open_config()
         self.name = model_name(config)
         super().__init__(
@@ -41,7 +40,6 @@ class SegmentationInfer(InferTask):
             description=f"{self.name}: the model that NextSlice trains on the annotated slices",
         )
         self.workplace, self.weights, self.app_config, self.outbox = workplace, weights, config, outbox
-        self._catalogue = catalogue
         self._lock = threading.Lock()
         self._loaded: tuple[str, Segmenter] | None = None
 
@@ -75,7 +73,7 @@ class SegmentationInfer(InferTask):
         # One prediction at a time: each wants the whole device, and the memory of one is known.
         with self._lock:
             digest, segmenter = self._current()
-            mask = segmenter.predict(volume, self._catalogue.axis_of(volume.spacing))
+            mask = segmenter.predict(volume, self.app_config.axis_of(volume.spacing))
         target = self.outbox / f"{uuid.uuid4().hex}{suffix}"
         write_volume(target, mask.astype(dtype), volume.affine)
         return str(target), {"label_names": self.app_config.label_values(), "model": digest}

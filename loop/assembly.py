@@ -80,7 +80,7 @@ class Assembly:
     def infers(self) -> dict[str, SegmentationInfer]:
         """{model: its inference}."""
         outbox = self.workplace.state / "incoming"
-        task = SegmentationInfer(self.workplace, self.weights, self.loop.catalogue, outbox)
+        task = SegmentationInfer(self.workplace, self.weights, outbox)
         return {self.model: task}
 
     def trainers(self) -> dict[str, LoopTrainer]:

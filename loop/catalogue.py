@@ -47,13 +47,6 @@ class Catalogue:
     def __init__(self, store: Store, config: AppConfig) -> None:
         self.store, self.config = store, config
 
-    def axis_of(self, spacing: Sequence[float]) -> int:
-        """The slice axis: as configured, else that of coarsest spacing, the last among equals (within 1 %)."""
-        if self.config.axis != "auto":
-            return int(self.config.axis)
-        coarsest = max(spacing)
-        return max(axis for axis in range(3) if spacing[axis] >= 0.99 * coarsest)
-
     def versions(self) -> dict[str, str]:
         """{image id: version} of all images that are there."""
         with self.store.read() as connection:
@@ -108,7 +101,7 @@ class Catalogue:
         facts: dict[str, Any] = {"path": image.path, "version": image.version, "error": image.error, "missing": False}
         if image.shape is None or image.spacing is None:
             return facts | {"shape": None, "spacing": None, "affine": None, "axis": None, "n_slices": 0}
-        axis = self.axis_of(image.spacing)
+        axis = self.config.axis_of(image.spacing)
         n_slices = image.shape[axis]
         geometry = {"shape": list(image.shape), "spacing": list(image.spacing), "affine": image.affine}
         return facts | geometry | {"axis": axis, "n_slices": n_slices}

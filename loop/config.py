@@ -4,7 +4,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
@@ -260,6 +260,13 @@ class AppConfig:
         if not match:
             return image_id
         return match.group(1 if match.groups() else 0) or image_id
+
+    def axis_of(self, spacing: Sequence[float]) -> int:
+        """The slice axis: as configured, else that of coarsest spacing, the last among equals (within 1 %)."""
+        if self.axis != "auto":
+            return int(self.axis)
+        coarsest = max(spacing)
+        return max(axis for axis in range(3) if spacing[axis] >= 0.99 * coarsest)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

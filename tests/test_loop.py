@@ -204,8 +204,8 @@ def test_a_file_that_changes_shape_after_annotation_is_refused_and_says_why(make
     ("spacing", "axis"), [((1, 1, 3), 2), ((3, 1, 1), 0), ((1, 2, 1), 1), ((1, 1, 1), 2), ((1.0, 1.001, 1.0), 2)]
 )
 def test_slice_axis_is_the_coarsest(make: MakeLoop, spacing: tuple[float, ...], axis: int) -> None:
-    assert make().catalogue.axis_of(spacing) == axis
-    assert make(axis="0").catalogue.axis_of(spacing) == 0
+    assert make().config.axis_of(spacing) == axis
+    assert make(axis="0").config.axis_of(spacing) == 0
 
 
 @pytest.mark.parametrize(

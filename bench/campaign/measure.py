@@ -1,6 +1,6 @@
 """How good a model is on the patients held aside."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,7 +45,6 @@ def measure(
     spec: ModelSpec,
     weights: Mapping[str, Tensor],
     config: AppConfig,
-    axis_of: Callable[[Sequence[float]], int],
 ) -> list[Score]:
     """Scores of every class on every test volume."""
     segmenter = Segmenter(
@@ -55,7 +54,7 @@ def measure(
     for image_id, (image, truth) in ahead(
         lambda image_id: (read_volume(study.image(image_id)), read_volume(study.mask(image_id))), study.test
     ):
-        axis = axis_of(image.spacing)
+        axis = config.axis_of(image.spacing)
         predicted = segmenter.predict(image, axis)
         found += _scores(study.patients[image_id], image_id, spec.labels, predicted, truth, axis)
     return found

@@ -233,7 +233,7 @@ class Run:
         weights = workplace.weights()
         digest = weights.current()
         assert digest is not None, "the training before published weights"
-        return measure(study, workplace.spec(), weights.load(digest), self.config, self.loop.catalogue.axis_of)
+        return measure(study, workplace.spec(), weights.load(digest), self.config)
 
     def _pick(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """An item that was asked for, and what its truth holds."""

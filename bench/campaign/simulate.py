@@ -94,6 +94,7 @@ def describe(campaign: Campaign, names: Sequence[str], seeds: Sequence[int], com
         "unit": protocol.unit, "start": protocol.start, "budget": protocol.budgets[0], "budgets": list(protocol.budgets),
         "shares": list(protocol.shares), "rounds": len(protocol.budgets), "protocol": protocol.protocol,
         "model": protocol.model, "labels": list(config.labels), "scale": protocol.scale, **campaign.study.to_json(),
+        "pool_slices": campaign.study.slices(config),
         "settings": {**protocol.conf, **campaign.conf}, "strategies": list(names), "seeds": list(seeds), "command": command,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
     }  # fmt: skip

@@ -123,6 +123,11 @@ class Study:
                 told.update(f"{kind} {image_id} {sizes}\n".encode())
         return told.hexdigest()[:16]
 
+    def slices(self, config: AppConfig) -> int:
+        """How many the pool has."""
+        headers = map(self.header, self.pool)
+        return sum(header.shape[config.axis_of(header.spacing)] for header in headers)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "images": str(self.images), "masks": str(self.masks), "scribbles": str(self.scribbles or ""),
