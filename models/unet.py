@@ -19,8 +19,8 @@ def _build(channels_out: int, *, spatial_dims: int) -> nn.Module:
         spatial_dims,
         channels_out,
         channels=_CHANNELS,
-        # Batches of volumes are too small for batch statistics; batches of slices learn faster with them.
-        norm="BATCH" if spatial_dims == 2 else ("INSTANCE", {"affine": True}),
+        # Not an item's own statistics: those of a volume that was padded to the training patch are not those of the volume.
+        norm="BATCH",
         dropout=_DROPOUT,
     )
 
