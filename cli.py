@@ -126,6 +126,7 @@ def simulate(
     workers: Annotated[int, typer.Option(min=1, help="runs at once, each on its share of the cores")] = 1,
     devices: Annotated[str, typer.Option(help="comma separated; runs take them in turn")] = "auto",
     keep: Annotated[bool, typer.Option(help="keep every run's weights and signals")] = False,
+    maps: Annotated[bool, typer.Option(help="keep a map of the first seed's last choice of each strategy")] = False,
 ) -> None:
     """Simulate annotation campaigns, with the truth for an annotator, and write tables of what each strategy gained."""
     from bench.campaign.command import simulate_command
@@ -135,7 +136,8 @@ def simulate(
             images, labels, scribbles, out,
             names=strategies, preset_name=preset, unit=unit, start=start, budget=budget, rounds=rounds, seeds=seeds, model=model,
             protocol=protocol, scale=scale, most_pool=most_pool, most_test=most_test, test_share=test_share,
-            conf=_settings(conf), workers=workers, devices=devices, keep=keep, command=" ".join(["nextslice", *sys.argv[1:]]),
+            conf=_settings(conf), workers=workers, devices=devices, keep=keep, maps=maps,
+            command=" ".join(["nextslice", *sys.argv[1:]]),
         )  # fmt: skip
     except NextSliceError as error:
         _fail(str(error))
