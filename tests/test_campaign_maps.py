@@ -21,7 +21,7 @@ def run(phantoms: Path, out: Path, *more: str) -> str:
         [
             "simulate", "--images", str(phantoms / "images"), "--labels", str(phantoms / "labels"), "--out", str(out),
             "--strategies", "random,max_entropy,usim_f", "--seeds", "1", "--start", "4", "--budget", "3", "--rounds", "1",
-            "--conf", "epochs=1", "--conf", "steps_per_epoch=4", "--conf", "batch_size=2", *more,
+            "--workers", "2", "--conf", "epochs=1", "--conf", "steps_per_epoch=4", "--conf", "batch_size=2", *more,
         ],
     )  # fmt: skip
     assert ended.exit_code == 0, ended.output

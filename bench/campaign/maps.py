@@ -50,7 +50,8 @@ def write_map(file: Path, workplace: Workplace, loop: Loop, planned: Mapping[str
     features = own_features(loop.strategy(planned["selected_by"]), pool, source, planned)
     loop.jobs.end(job["id"], "done")
     state = np.where(picked, PICKED, np.where(pool.labeled, LABELED, POOL)).astype(np.int8)
-    rows = shown(state, np.isfinite(features).all(1), np.random.default_rng(seed))
+    known: BoolArray = np.isfinite(features).all(axis=1)
+    rows = shown(state, known, np.random.default_rng(seed))
     points = embed(features[rows], seed)
     if points is None:
         return False
@@ -88,7 +89,7 @@ def own_features(
 
 def shown(state: npt.NDArray[np.int8], known: BoolArray, rng: np.random.Generator, most: int = MOST_ROWS) -> IntArray:
     """Rows of a map, ascending: all that are labelled or picked, and of the others as many at random as make `most`."""
-    marked, others = (np.flatnonzero(known & chosen) for chosen in (state > POOL, state == POOL))
+    marked, others = np.flatnonzero(known & (state > POOL)), np.flatnonzero(known & (state == POOL))
     drawn = rng.permutation(others)[: max(0, most - len(marked))]
     return np.sort(np.concatenate([marked, drawn]))
 
