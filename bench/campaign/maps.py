@@ -50,7 +50,7 @@ def write_map(file: Path, workplace: Workplace, loop: Loop, planned: Mapping[str
     features = own_features(loop.strategy(planned["selected_by"]), pool, source, planned)
     loop.jobs.end(job["id"], "done")
     state = np.where(picked, PICKED, np.where(pool.labeled, LABELED, POOL)).astype(np.int8)
-    known: BoolArray = np.isfinite(features).all(axis=1)
+    known = np.asarray(np.isfinite(features).all(axis=1))
     rows = shown(state, known, np.random.default_rng(seed))
     points = embed(features[rows], seed)
     if points is None:
