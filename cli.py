@@ -1,4 +1,4 @@
-"""nextslice: serve, annotate, simulate, report, demo-data, strategies, plan, doctor."""
+"""nextslice: serve, annotate, simulate, report, recommend, demo-data, strategies, plan, doctor."""
 
 import sys
 from pathlib import Path
@@ -126,6 +126,7 @@ def simulate(
     workers: Annotated[int, typer.Option(min=1, help="runs at once, each on its share of the cores")] = 1,
     devices: Annotated[str, typer.Option(help="comma separated; runs take them in turn")] = "auto",
     keep: Annotated[bool, typer.Option(help="keep every run's weights and signals")] = False,
+    maps: Annotated[bool, typer.Option(help="keep a map of the first seed's last choice of each strategy")] = False,
 ) -> None:
     """Simulate annotation campaigns, with the truth for an annotator, and write tables of what each strategy gained."""
     from bench.campaign.command import simulate_command
@@ -135,7 +136,8 @@ def simulate(
             images, labels, scribbles, out,
             names=strategies, preset_name=preset, unit=unit, start=start, budget=budget, rounds=rounds, seeds=seeds, model=model,
             protocol=protocol, scale=scale, most_pool=most_pool, most_test=most_test, test_share=test_share,
-            conf=_settings(conf), workers=workers, devices=devices, keep=keep, command=" ".join(["nextslice", *sys.argv[1:]]),
+            conf=_settings(conf), workers=workers, devices=devices, keep=keep, maps=maps,
+            command=" ".join(["nextslice", *sys.argv[1:]]),
         )  # fmt: skip
     except NextSliceError as error:
         _fail(str(error))
@@ -159,6 +161,41 @@ def report(
     except NextSliceError as error:
         _fail(str(error))
     typer.echo(f"Wrote {page}; its figures are in {folder / 'figures'}.")
+
+
+@app.command()
+def recommend(
+    studies: Annotated[
+        Path, typer.Option("--studies", "-s", help="folder with the volumes, some annotated to the end")
+    ],
+    conf: Annotated[
+        list[str] | None, typer.Option("--conf", "-c", help="a setting, as of serve: key value; those of the server")
+    ] = None,
+    strategies: Annotated[
+        str, typer.Option(help="comma separated; empty: the usual baselines, others, and the one that is served")
+    ] = "",
+    seeds: Annotated[str, typer.Option(help="3 is seeds 0 to 2; or a range 3-6, or a list 1,4")] = "3",
+    rounds: Annotated[int, typer.Option(min=1, help="rounds after the start")] = 3,
+    budget: Annotated[int, typer.Option(min=0, help="items a round; 0: a twentieth of what can be chosen from")] = 0,
+    out: Annotated[Path | None, typer.Option(help="folder of the results; recommend in the state folder")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="runs at once, each on its share of the cores")] = 1,
+) -> None:
+    """Which strategy to use on these studies: a small campaign on what is annotated there, which is only read."""
+    from tqdm import tqdm
+
+    from bench.campaign.advice import Wish, recommend_command
+    from bench.campaign.command import names_of
+    from bench.campaign.protocol import seeds_of
+
+    command = " ".join(["nextslice", *sys.argv[1:]])
+    try:
+        chosen, names = tuple(seeds_of(seeds)), tuple(names_of(strategies))
+        wish = Wish(studies, out, _settings(conf), names, chosen, rounds, budget, workers, command)
+        trouble = recommend_command(wish, tqdm.write)
+    except NextSliceError as error:
+        _fail(str(error))
+    if trouble:
+        raise typer.Exit(1)
 
 
 @app.command("strategies")

@@ -36,6 +36,7 @@ def simulate_command(
     workers: int,
     devices: str,
     keep: bool,
+    maps: bool,
     command: str,
 ) -> bool:
     """Run the campaign; True if a run failed.
@@ -51,18 +52,23 @@ def simulate_command(
         images, labels, AppConfig.from_conf({**plan.conf, **settings}, str(images)),
         scribbles=scribbles, test_share=test_share, most_pool=most_pool, most_test=most_test,
     )  # fmt: skip
-    campaign = Campaign(out, study, plan, settings, keep)
-    strategies = [name.strip() for name in names.split(",") if name.strip()]
+    chosen = seeds_of(seeds)
+    campaign = Campaign(out, study, plan, settings, keep, chosen[0] if maps else None)
     outcomes = simulate(
         campaign,
-        strategies,
-        seeds_of(seeds),
+        names_of(names),
+        chosen,
         workers=workers,
         devices=devices.split(","),
         command=command,
         say=tqdm.write,
     )
     return any(outcome.trouble for outcome in outcomes)
+
+
+def names_of(text: str) -> list[str]:
+    """Names that were given comma separated."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _changed(plan: Protocol, *, unit: str, start: int, budget: int, rounds: int, model: str, protocol: str) -> Protocol:

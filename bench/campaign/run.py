@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.campaign.maps import map_file, write_map
 from bench.campaign.measure import Score, measure
 from bench.campaign.protocol import Protocol
 from bench.campaign.study import Study
@@ -41,6 +42,7 @@ class Campaign:
         out: the campaign's folder.
         conf: settings of every run, by the names of `--conf`.
         keep: leave each run's weights and signals when it is done.
+        maps: seed whose runs keep a map of their last choice; None: no map.
     """
 
     out: Path
@@ -48,6 +50,7 @@ class Campaign:
     protocol: Protocol
     conf: Mapping[str, str]
     keep: bool = False
+    maps: int | None = None
 
     def config(self, strategy: str, seed: int, device: str) -> AppConfig:
         """Of one run. Every annotated slice trains: whoever measures has patients of its own."""
@@ -106,6 +109,7 @@ class Run:
                 if not self._result(number).is_file():
                     self._round(number, budget)
                 told(number)
+            self._map()
         finally:
             store.close()
         if not self.campaign.keep:
@@ -121,7 +125,9 @@ class Run:
         masks = self.state / "labels" / "final"
         masks.mkdir(parents=True, exist_ok=True)
         for image_id in study.pool:
-            _place(study.answer(image_id), masks / f"{image_id}.nii.gz")
+            target = masks / f"{image_id}.nii.gz"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _place(study.answer(image_id), target)
         # Trained on the images alone and named by what they were trained on: one training does for every run.
         for learner in ("info_vae", "contrastive"):
             shared, link = self.campaign.out / "learners" / learner, self.state / "models" / learner
@@ -162,6 +168,12 @@ class Run:
         }  # fmt: skip
         with atomic(self._result(number)) as temporary:
             temporary.write_text(json.dumps(result))
+
+    def _map(self) -> None:
+        """Keep the map of the last choice, where it is wanted; after all results, which it thus cannot change."""
+        file, planned = map_file(self.campaign.out, self.strategy, self.seed), self.loop.rounds(limit=2)
+        if self.seed == self.campaign.maps and len(planned) > 1 and not file.is_file():
+            write_map(file, self.workplace, self.loop, planned[0], self.seed)
 
     def _labeled(self) -> int:
         counts = self.loop.catalogue.counts()

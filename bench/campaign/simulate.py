@@ -19,6 +19,8 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 import strategies
+from bench.campaign.maps import map_file
+from bench.campaign.progress import Progress
 from bench.campaign.run import UPPER_BOUND, Campaign, Run
 from loop.durable import atomic
 from loop.errors import BadInput, unknown
@@ -78,7 +80,18 @@ def simulate(
     outcomes = list(_run_all(campaign, tasks, workers, devices, say))
     collect(campaign.out)
     say(overhead(campaign.out))
+    _tell_of_maps(campaign, names, say)
     return outcomes
+
+
+def _tell_of_maps(campaign: Campaign, names: Sequence[str], say: Callable[[str], None]) -> None:
+    """A run that was done before has no model any more to make its map with."""
+    if campaign.maps is None:
+        return
+    done = [name for name in names if name != UPPER_BOUND and (campaign.folder(name, campaign.maps) / "done").is_file()]
+    lacking = [name for name in done if not map_file(campaign.out, name, campaign.maps).is_file()]
+    if lacking:
+        say(f"No map of {', '.join(lacking)}: the run was done before, or its features are all alike.")
 
 
 def describe(campaign: Campaign, names: Sequence[str], seeds: Sequence[int], command: str) -> None:
@@ -122,10 +135,12 @@ def _run_all(
     say: Callable[[str], None],
 ) -> Iterator[Outcome]:
     total = sum(1 if name == UPPER_BOUND else 1 + len(_budgets(campaign)) for name, _ in tasks)
+    done = sum(campaign.done(name, seed) for name, seed in tasks)
+    progress = Progress(total, done, say)
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("forkserver")
     with (
-        tqdm(total=total, desc="campaign", unit="round", disable=None) as bar,
+        tqdm(total=total, initial=done, desc="campaign", unit="round", disable=None) as bar,
         ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_process, initargs=(threads,)) as pool,
     ):
         waiting: dict[Future[str], tuple[str, int]] = {
@@ -140,7 +155,9 @@ def _run_all(
                     if outcome.trouble:
                         say(f"{name}, seed {seed}: {outcome.trouble}")
                     yield outcome
-                bar.update(sum(campaign.done(name, seed) for name, seed in tasks) - bar.n)
+                done = sum(campaign.done(name, seed) for name, seed in tasks)
+                bar.update(done - bar.n)
+                progress.update(done)
                 time.sleep(_POLL_SECONDS if waiting else 0)
         except BaseException:
             for process in list((pool._processes or {}).values()):

@@ -3,8 +3,8 @@
 import hashlib
 import os
 import random
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ class Study:
         scribbles: folder of scribbles that answer in the masks' place, or None; models are measured on masks always.
         pool, test: image ids, ascending.
         patients: {image id: patient}.
+        files: {image id: (image, mask)}, inside those folders, where ids are no names of files in them; else empty.
     """
 
     images: Path
@@ -32,6 +33,7 @@ class Study:
     pool: tuple[str, ...]
     test: tuple[str, ...]
     patients: Mapping[str, str]
+    files: Mapping[str, tuple[Path, Path]] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -65,21 +67,34 @@ class Study:
                     "needs the truth of all. Give it a folder with the annotated images only."
                 )
         patients = {image_id: config.patient_of(image_id) for image_id in ids}
-        everybody = sorted(set(patients.values()))
-        random.Random(split_seed).shuffle(everybody)
-        count = max(1, round(test_share * len(everybody)))
-        if count >= len(everybody):
-            raise BadInput(
-                f"A campaign needs two patients at least, one to be measured on; there are {len(everybody)}."
-            )
-        aside = set(everybody[:count])
-        # In the patients' drawn order, so that a smaller campaign uses a part of what a larger one does.
-        drawn = sorted(ids, key=lambda image_id: (everybody.index(patients[image_id]), image_id))
-        pool = [image_id for image_id in drawn if patients[image_id] not in aside]
-        test = [image_id for image_id in drawn if patients[image_id] in aside]
+        pool, test = _split(ids, patients, test_share, split_seed)
         return cls(
             images.resolve(), masks.resolve(), scribbles.resolve() if scribbles else None,
             tuple(sorted(pool[: most_pool or None])), tuple(sorted(test[: most_test or None])), patients,
+        )  # fmt: skip
+
+    @classmethod
+    def of_files(
+        cls,
+        images: Path,
+        masks: Path,
+        files: Mapping[str, tuple[Path, Path]],
+        patients: Mapping[str, str],
+        *,
+        test_share: float = 0.25,
+        split_seed: int = 0,
+    ) -> "Study":
+        """As `of`, for files that are named one by one.
+
+        Args:
+            files: {image id: (image, mask)}, inside the two folders.
+
+        Raises:
+            BadInput: too few patients.
+        """
+        pool, test = _split(sorted(files), patients, test_share, split_seed)
+        return cls(
+            images.resolve(), masks.resolve(), None, tuple(sorted(pool)), tuple(sorted(test)), patients, files
         )  # fmt: skip
 
     @cached_property
@@ -88,14 +103,14 @@ class Study:
         return {folder: _named(folder) for folder in folders}
 
     def image(self, image_id: str) -> Path:
-        return self._files[self.images][image_id]
+        return self.files[image_id][0] if self.files else self._files[self.images][image_id]
 
     def mask(self, image_id: str) -> Path:
-        return self._files[self.masks][image_id]
+        return self.files[image_id][1] if self.files else self._files[self.masks][image_id]
 
     def answer(self, image_id: str) -> Path:
         """What the annotator draws: the scribbles, or else the mask."""
-        return self._files[self.scribbles or self.masks][image_id]
+        return self._files[self.scribbles][image_id] if self.scribbles else self.mask(image_id)
 
     def header(self, image_id: str) -> Header:
         return read_header(self.image(image_id))
@@ -134,6 +149,23 @@ class Study:
             "pool_volumes": len(self.pool), "test_volumes": len(self.test),
             "test_patients": len({self.patients[image_id] for image_id in self.test}), "data": self.digest(),
         }  # fmt: skip
+
+
+def _split(
+    ids: Sequence[str], patients: Mapping[str, str], test_share: float, seed: int
+) -> tuple[list[str], list[str]]:
+    """Pool and test: image ids in the patients' drawn order."""
+    everybody = sorted(set(patients.values()))
+    random.Random(seed).shuffle(everybody)
+    count = max(1, round(test_share * len(everybody)))
+    if count >= len(everybody):
+        raise BadInput(f"A campaign needs two patients at least, one to be measured on; there are {len(everybody)}.")
+    aside = set(everybody[:count])
+    # In the patients' drawn order, so that a smaller campaign uses a part of what a larger one does.
+    drawn = sorted(ids, key=lambda image_id: (everybody.index(patients[image_id]), image_id))
+    pool = [image_id for image_id in drawn if patients[image_id] not in aside]
+    test = [image_id for image_id in drawn if patients[image_id] in aside]
+    return pool, test
 
 
 def _named(folder: Path) -> dict[str, Path]:
