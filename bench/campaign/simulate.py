@@ -77,8 +77,10 @@ def simulate(
     describe(campaign, names, seeds, command)
     # Seed by seed: what is there of a campaign that was stopped has every strategy.
     tasks = [(name, seed) for seed in seeds for name in names]
-    outcomes = list(_run_all(campaign, tasks, workers, devices, say))
-    collect(campaign.out)
+    outcomes = list[Outcome]()
+    for outcome in _run_all(campaign, tasks, workers, devices, say):
+        outcomes.append(outcome)
+        collect(campaign.out)  # what there is can be judged while the others run
     say(overhead(campaign.out))
     _tell_of_maps(campaign, names, say)
     return outcomes
