@@ -34,7 +34,7 @@ def campaigns(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Pat
     folder = tmp_path_factory.mktemp("maps")
     write_phantoms(folder / "study", patients=4, seed=1)
     run(folder / "study", folder / "with", "--maps")
-    run(folder / "study", folder / "without")
+    run(folder / "study", folder / "without", "--keep")
     return folder / "study", folder / "with", folder / "without"
 
 
@@ -75,6 +75,17 @@ def test_the_report_draws_them(campaigns: tuple[Path, Path, Path]) -> None:
 def test_runs_that_were_done_before_have_no_map_and_it_is_told(campaigns: tuple[Path, Path, Path]) -> None:
     phantoms, _, without = campaigns
     assert "No map of random, usim_f: the run was done before" in run(phantoms, without, "--maps")
+
+
+def test_a_run_that_was_killed_before_its_map_makes_it_then(campaigns: tuple[Path, Path, Path]) -> None:
+    phantoms, with_maps, without = campaigns
+    (without / "runs" / "random" / "seed0" / "done").unlink()
+    assert "No map of usim_f:" in run(phantoms, without, "--maps", "--keep")
+    maps_of_it = [np.load(maps.map_file(folder, "random", 0)) for folder in (with_maps, without)]
+    for key in ("state", "image", "slice"):
+        np.testing.assert_array_equal(*(held[key] for held in maps_of_it))
+    for held in maps_of_it:
+        held.close()
 
 
 def test_all_marked_items_are_shown() -> None:
