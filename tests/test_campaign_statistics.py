@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import strategies
+from bench.campaign.claims import CLAIMS, findings
 from bench.campaign.composition import compositions, evenness, nearest
 from bench.campaign.effort import (
     annotation_hours,
@@ -393,3 +396,28 @@ def test_empty_tables_of_a_campaign_that_just_began(tables: Tables) -> None:
     assert compositions(read).empty
     assert time_split(read).empty
     assert recommend(read).strategy == "usim_f"
+
+
+def test_the_papers_claims_are_about_strategies_that_exist() -> None:
+    assert {name for claim in CLAIMS for name in (claim.strategy, *claim.others)} <= set(strategies.names())
+
+
+def test_a_claim_is_confirmed_contradicted_or_cannot_be_told(tmp_path: Path) -> None:
+    curves = {
+        "random": straight(0.5, 0.6, 0.7), "max_entropy": straight(0.5, 0.66, 0.76), "bald": straight(0.5, 0.6, 0.7),
+        "foreground_random": straight(0.5, 0.63, 0.73), "metric_core_set": straight(0.5, 0.55, 0.6),
+    }  # fmt: skip
+    write(tmp_path, curves, rng=np.random.default_rng(0), spread=0.002)
+    told = read_tables(tmp_path)
+    found = {(one.claim.strategy, one.other): one for one in findings(bootstrap(told), told.strategies)}
+    assert {pair: one.verdict for pair, one in found.items()} == {
+        ("foreground_random", "random"): "confirmed",
+        ("foreground_random", "bald"): "confirmed",
+        ("foreground_random", "max_entropy"): "contradicted",
+        ("metric_core_set", "random"): "contradicted",
+        ("metric_core_set", "bald"): "contradicted",
+    }
+    assert found["foreground_random", "random"].seeds == 3
+    alone = replace(found["foreground_random", "random"], seeds=1)
+    assert alone.verdict == "cannot tell (one seed)"
+    assert replace(alone, seeds=3, difference=Estimate(0.01, -0.01, 0.03)).verdict == "cannot tell"

@@ -83,7 +83,7 @@ def render(summary: Summary, pictures: dict[str, Picture], skipped: dict[str, st
         lstrip_blocks=True,
     )  # fmt: skip
     tables = summary.tables
-    names = ("evidence", "curves", "by_round", "by_class", "needed", "penalties", "compositions", "costs")
+    names = ("evidence", "curves", "by_round", "by_class", "needed", "penalties", "compositions", "costs", "claims")
     return environment.get_template(_TEMPLATE).render(
         title=str(tables.facts.get("title") or "Annotation campaign"), facts=_facts(tables), missing=tables.missing(),
         command=str(tables.facts.get("command", "")), scale=str(tables.facts.get("scale", "")).rstrip(". "), summary=summary,

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bench.campaign.claims import findings
 from bench.campaign.effort import (
     MASK_SECONDS,
     SCRIBBLE_SPEEDUP,
@@ -156,6 +157,19 @@ def costs(summary: Summary) -> Table:
     return Table(
         "Seconds of a round (mean over rounds and seeds), and foreground efficiency (higher is better).", header, rows
     )
+
+
+def claims(summary: Summary) -> Table:
+    """The papers' claims beside what was found."""
+    rows = [
+        [
+            one.claim.source, f"{one.claim.strategy} above {one.other}", estimate(one.difference, signed=True), str(one.seeds),
+            one.verdict,
+        ]
+        for one in findings(summary.bootstrap, summary.tables.strategies)
+    ]  # fmt: skip
+    header = ["claimed by", "claim", "found: difference in area", "seeds", "here"]
+    return Table("What the papers claim, and the paired difference here with its 95 % interval.", header, rows)
 
 
 def estimate(one: Estimate, *, signed: bool = False) -> str:
