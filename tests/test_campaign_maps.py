@@ -20,8 +20,8 @@ def run(phantoms: Path, out: Path, *more: str) -> str:
         app,
         [
             "simulate", "--images", str(phantoms / "images"), "--labels", str(phantoms / "labels"), "--out", str(out),
-            "--strategies", "random,usim_f", "--seeds", "1", "--start", "4", "--budget", "3", "--rounds", "1",
-            "--workers", "2", "--conf", "epochs=1", "--conf", "steps_per_epoch=4", "--conf", "batch_size=2", *more,
+            "--strategies", "random,alges_img", "--seeds", "1", "--start", "4", "--budget", "3", "--rounds", "1",
+            "--conf", "epochs=1", "--conf", "steps_per_epoch=4", "--conf", "batch_size=2", *more,
         ],
     )  # fmt: skip
     assert ended.exit_code == 0, ended.output
@@ -45,7 +45,7 @@ def test_maps_change_no_result(campaigns: tuple[Path, Path, Path]) -> None:
     assert not (without / "maps").exists()
 
 
-@pytest.mark.parametrize("name", ["random", "usim_f"])
+@pytest.mark.parametrize("name", ["random", "alges_img"])
 def test_a_map_marks_what_was_labelled_and_picked(campaigns: tuple[Path, Path, Path], name: str) -> None:
     _, folder, _ = campaigns
     rows = [line.split(",") for line in (folder / "picks.csv").read_text().splitlines()]
@@ -67,20 +67,20 @@ def test_a_map_marks_what_was_labelled_and_picked(campaigns: tuple[Path, Path, P
 
 
 def test_the_report_draws_them(campaigns: tuple[Path, Path, Path]) -> None:
-    figure = embedding_maps(campaigns[1], ["random", "usim_f"])
+    figure = embedding_maps(campaigns[1], ["random", "alges_img"])
     assert figure is not None
-    assert [axes.get_title() for axes in figure.axes] == ["random", "usim_f"]
+    assert [axes.get_title() for axes in figure.axes] == ["random", "alges_img"]
 
 
 def test_runs_that_were_done_before_have_no_map_and_it_is_told(campaigns: tuple[Path, Path, Path]) -> None:
     phantoms, _, without = campaigns
-    assert "No map of random, usim_f: the run was done before" in run(phantoms, without, "--maps")
+    assert "No map of random, alges_img: the run was done before" in run(phantoms, without, "--maps")
 
 
 def test_a_run_that_was_killed_before_its_map_makes_it_then(campaigns: tuple[Path, Path, Path]) -> None:
     phantoms, with_maps, without = campaigns
     (without / "runs" / "random" / "seed0" / "done").unlink()
-    assert "No map of usim_f:" in run(phantoms, without, "--maps", "--keep")
+    assert "No map of alges_img:" in run(phantoms, without, "--maps", "--keep")
     maps_of_it = [np.load(maps.map_file(folder, "random", 0)) for folder in (with_maps, without)]
     for key in ("state", "image", "slice"):
         np.testing.assert_array_equal(*(held[key] for held in maps_of_it))

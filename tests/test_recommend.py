@@ -85,7 +85,7 @@ def recommended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     (blocked / "monailabel.py").write_text("raise ImportError('not on this machine')\n")
     ended = subprocess.run(
         [sys.executable, "-m", "cli",
-         *asked(annotator.studies, "--strategies", "random,core_set", "--seeds", "2", "--rounds", "1", "--workers", "2")],
+         *asked(annotator.studies, "--strategies", "random,core_set", "--seeds", "2", "--rounds", "1")],
         capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{blocked}:{ROOT}"},
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -123,9 +123,7 @@ def test_only_whole_volumes_are_used(recommended: tuple[Path, str]) -> None:
 
 def test_the_same_command_says_the_same(recommended: tuple[Path, str]) -> None:
     studies, said = recommended
-    again = CliRunner().invoke(
-        app, asked(studies, "--strategies", "random,core_set", "--seeds", "2", "--rounds", "1", "--workers", "2")
-    )
+    again = CliRunner().invoke(app, asked(studies, "--strategies", "random,core_set", "--seeds", "2", "--rounds", "1"))
     assert again.exit_code == 0, again.output
     assert again.output.strip().splitlines()[-1] == said.strip().splitlines()[-1]
 
