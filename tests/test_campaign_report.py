@@ -169,7 +169,7 @@ def test_headings_are_in_order_and_tables_have_captions(whole: Path) -> None:
     assert levels[0] == 1
     assert levels.count(1) == 1
     assert all(after - before <= 1 for before, after in pairwise(levels))
-    assert len(page.of("table")) == len(page.of("caption")) == 8
+    assert len(page.of("table")) == len(page.of("caption")) == 9
     assert all("scope" in cell for cell in page.of("th"))
 
 
