@@ -24,7 +24,7 @@ run: .venv/installed $(if $(filter demo/images,$(STUDIES)),demo/images)
 	$(BIN)/nextslice serve --studies $(STUDIES) --host $(HOST) --port $(PORT) $(CONF)
 
 test: .venv/developer
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: .venv/developer
 	$(BIN)/ruff check .

@@ -345,9 +345,11 @@ def test_fine_tuning_starts_from_the_given_weights(study: Study) -> None:
     spec, gently = spec_of("unet3d"), replace(SETTINGS, learning_rate=1e-9)
     start = train(spec, study.cases, SETTINGS, device=CPU).weights
     kept = {key: value.clone() for key, value in start.items()}
+    # Running statistics move however small the steps are.
+    learned = [key for key, _ in spec.network(0).named_parameters()]
 
     def distance(trained: Trained) -> float:
-        return max(float((trained.weights[key] - start[key]).abs().max()) for key in start)
+        return max(float((trained.weights[key] - start[key]).abs().max()) for key in learned)
 
     assert distance(train(spec, study.cases, gently, device=CPU, start=start)) < 1e-6
     assert distance(train(spec, study.cases, gently, device=CPU)) > 1e-3
