@@ -14,8 +14,9 @@ import typer
 from tqdm import tqdm
 
 import models
+from bench.campaign.kept import UPPER_BOUND
 from bench.campaign.protocol import Protocol
-from bench.campaign.run import UPPER_BOUND, Campaign, Run
+from bench.campaign.run import Campaign, Run
 from bench.campaign.study import Study
 from bench.tables import table
 from loop.config import AppConfig

@@ -14,13 +14,12 @@ from typing import Any
 import httpx
 import numpy as np
 import numpy.typing as npt
-import torch
 from tqdm import tqdm
 
 from datastore.volume_io import SUFFIXES, Volume, read_volume, write_volume
 from models.preprocess import IGNORED
-from trainers.metrics import dice, dice_counts, mean_dice, mean_with_error
-from trainers.surface import surface_distances
+from trainers.metrics import mean_dice, mean_with_error
+from trainers.surface import measures
 
 _POLL_SECONDS = 0.5
 
@@ -133,8 +132,7 @@ class Robot:
         volume = self.true_mask(image_id, self.exam)
         truth = volume.array.astype(np.int64)
         truth[truth == self.unlabeled] = IGNORED
-        overlap = dice(dice_counts(torch.from_numpy(predicted), torch.from_numpy(truth), n_classes))
-        return np.column_stack([overlap, surface_distances(predicted, truth, n_classes, volume.spacing)])
+        return measures(predicted, truth, n_classes, volume.spacing)
 
 
 @dataclass

@@ -558,14 +558,12 @@ class FolderDatastore(Datastore):
 
     def json(self) -> dict[str, Any]:
         """Every image with its labels, in the form Slicer reads: the order of label_names is that of the values."""
-        objects = {}
+        objects, infos = {}, {tag: {"params": {"label_names": self._names(tag)}} for tag in TAGS}
         for row in self.loop.catalogue.listing():
             tags = ([FINAL] if row["n_labeled"] else []) + ([ORIGINAL] if row["submission"] else [])
             objects[row["id"]] = {
                 "image": {"ext": suffix_of(row["path"]), "info": row["info"]},
-                "labels": {
-                    tag: {"ext": ".nii.gz", "info": {"params": {"label_names": self._names(tag)}}} for tag in tags
-                },
+                "labels": {tag: {"ext": ".nii.gz", "info": infos[tag]} for tag in tags},
             }
         return {"name": self._name, "description": self._description, "objects": objects}
 

@@ -8,12 +8,18 @@ from pathlib import Path
 
 
 @contextmanager
-def atomic(path: Path, suffix: str = "", *, durable: bool = True, sync_folder: bool = True) -> Iterator[Path]:
+def atomic(
+    path: Path, suffix: str = "", *, durable: bool = True, sync_folder: bool = True, new: bool = False
+) -> Iterator[Path]:
     """A temporary path beside `path` that is synced and renamed to it when the block ends without an error.
 
     Args:
         durable: sync; without it the file survives a crash of the process, and whoever wants more syncs it later.
         sync_folder: sync the new name too; without it that is the caller's to do, once for many files.
+        new: what is there already stays.
+
+    Raises:
+        FileExistsError: `new`, and there is a file of that name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=suffix or path.suffix)
@@ -24,7 +30,11 @@ def atomic(path: Path, suffix: str = "", *, durable: bool = True, sync_folder: b
         if durable:
             sync_file(temporary)
         os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        if new:
+            os.link(temporary, path)  # unlike a rename, refused where there is one
+            temporary.unlink()
+        else:
+            os.replace(temporary, path)
         if durable and sync_folder:
             sync_file(path.parent)
     except BaseException:

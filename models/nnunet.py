@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from loop.errors import BadInput, Conflict
 from models.plans import Plans
+from models.preprocess import finite_voxels
 from models.spec import ModelSpec
 
 NAME = "nnunet"
@@ -109,7 +110,7 @@ def _normalisation(plans: Plans) -> Any:
 
 def ct_normalised(array: npt.NDArray[Any], *, low: float, high: float, mean: float, std: float) -> Tensor:
     """Clipped to [low, high], then (voxel - mean) / std, all four of the whole campaign (nnU-Net's CTNormalization)."""
-    return _voxels(array).clamp_(low, high).sub_(mean).div_(max(std, 1e-8))
+    return finite_voxels(array).clamp_(low, high).sub_(mean).div_(max(std, 1e-8))
 
 
 def z_scored(array: npt.NDArray[Any], *, only_non_zero: bool) -> Tensor:
@@ -118,7 +119,7 @@ def z_scored(array: npt.NDArray[Any], *, only_non_zero: bool) -> Tensor:
     Args:
         only_non_zero: over those voxels and the holes in them instead; the others become 0.
     """
-    voxels = _voxels(array)
+    voxels = finite_voxels(array)
     nonzero = voxels.numpy() != 0
     if not nonzero.any():
         return torch.zeros_like(voxels)
@@ -138,10 +139,3 @@ def _standardised(voxels: Tensor, of: Tensor) -> Tensor:
 def _extent(used: npt.NDArray[np.bool_]) -> slice:
     places = np.flatnonzero(used)
     return slice(int(places[0]), int(places[-1]) + 1)
-
-
-def _voxels(array: npt.NDArray[Any]) -> Tensor:
-    voxels = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
-    if not torch.isfinite(voxels).all():
-        raise BadInput("The image has voxels that are NaN or infinite.")
-    return voxels

@@ -3,13 +3,13 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+from loop.durable import atomic
 from loop.errors import BadInput
 
 FILE = "plans.json"
@@ -108,20 +108,11 @@ class Plans:
         Args:
             replace: plans that were there before are replaced, and kept beside under their digest.
         """
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=file.parent, prefix=".", suffix=".json")
+        if replace and file.is_file():
+            os.replace(file, file.with_name(f"plans-{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}.json"))
         try:
-            with os.fdopen(handle, "w") as temporary:
-                json.dump(self._json(), temporary, indent=1)
-                temporary.flush()
-                os.fsync(temporary.fileno())
-            os.chmod(name, 0o644)
-            if replace and file.is_file():
-                os.replace(file, file.with_name(f"plans-{hashlib.sha256(file.read_bytes()).hexdigest()[:16]}.json"))
-            try:
-                os.link(name, file)  # unlike a rename, refused where another job was first
-            except FileExistsError:
-                return self.read(file)
-        finally:
-            os.unlink(name)
+            with atomic(file, new=True) as temporary:
+                temporary.write_text(json.dumps(self._json(), indent=1))
+        except FileExistsError:  # another job was first
+            return self.read(file)
         return self

@@ -60,9 +60,7 @@ def prepare(spec: ModelSpec, array: npt.NDArray[Any], spacing: tuple[float, ...]
 
 def normalised(array: npt.NDArray[Any]) -> Tensor:
     """Voxels clipped to the 0.5 and 99.5 percentile, then mean 0 and standard deviation 1 over the volume."""
-    voxels = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
-    if array.dtype.kind == "f" and not torch.isfinite(voxels).all():
-        raise BadInput("The image has voxels that are NaN or infinite.")
+    voxels = finite_voxels(array)
     low, high = _percentiles(array)
     if high > low:
         voxels.clamp_(low, high)
@@ -70,6 +68,14 @@ def normalised(array: npt.NDArray[Any]) -> Tensor:
     # Of mean 0 already, which the norm needs and `std` would work out again.
     spread = torch.linalg.vector_norm(voxels) / math.sqrt(voxels.numel())
     return voxels.div_(spread.clamp_min(1e-6))
+
+
+def finite_voxels(array: npt.NDArray[Any]) -> Tensor:
+    """A float32 copy of the voxels; raises BadInput if one is not finite."""
+    voxels = torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
+    if array.dtype.kind == "f" and not torch.isfinite(voxels).all():
+        raise BadInput("The image has voxels that are NaN or infinite.")
+    return voxels
 
 
 def _percentiles(array: npt.NDArray[Any]) -> list[float]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from bench.campaign import maps
+from bench.campaign import kept, maps
 from bench.campaign.gallery import embedding_maps
 from bench.campaign.progress import Progress
 from bench.phantom import write_phantoms
@@ -50,7 +50,7 @@ def test_a_map_marks_what_was_labelled_and_picked(campaigns: tuple[Path, Path, P
     _, folder, _ = campaigns
     rows = [line.split(",") for line in (folder / "picks.csv").read_text().splitlines()]
     at = {key: rows[0].index(key) for key in ("strategy", "round", "image", "slice")}
-    with np.load(maps.map_file(folder, name, 0), allow_pickle=False) as held:
+    with np.load(kept.map_file(folder, name, 0), allow_pickle=False) as held:
         points, state = held["points"], held["state"]
         items = list(zip(held["image"].tolist(), held["slice"].tolist(), strict=True))
     assert points.shape == (len(state), 2)
@@ -63,7 +63,7 @@ def test_a_map_marks_what_was_labelled_and_picked(campaigns: tuple[Path, Path, P
             if row[at["strategy"]] == name and row[at["round"]] == str(number)
         }
         assert {item for item, kind in zip(items, state, strict=True) if kind == number + 1} == own
-    assert (state == maps.POOL).sum() > 20
+    assert (state == kept.POOL).sum() > 20
 
 
 def test_the_report_draws_them(campaigns: tuple[Path, Path, Path]) -> None:
@@ -81,7 +81,7 @@ def test_a_run_that_was_killed_before_its_map_makes_it_then(campaigns: tuple[Pat
     phantoms, with_maps, without = campaigns
     (without / "runs" / "random" / "seed0" / "done").unlink()
     assert "No map of alges_img:" in run(phantoms, without, "--maps", "--keep")
-    maps_of_it = [np.load(maps.map_file(folder, "random", 0)) for folder in (with_maps, without)]
+    maps_of_it = [np.load(kept.map_file(folder, "random", 0)) for folder in (with_maps, without)]
     for key in ("state", "image", "slice"):
         np.testing.assert_array_equal(*(held[key] for held in maps_of_it))
     for held in maps_of_it:
@@ -90,7 +90,7 @@ def test_a_run_that_was_killed_before_its_map_makes_it_then(campaigns: tuple[Pat
 
 def test_all_marked_items_are_shown() -> None:
     state = np.zeros(500, np.int8)
-    state[::50], state[7] = maps.LABELED, maps.PICKED
+    state[::50], state[7] = kept.LABELED, kept.PICKED
     known = np.ones(500, bool)
     known[3] = False
     rows = maps.shown(state, known, np.random.default_rng(0), most=100)

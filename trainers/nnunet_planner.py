@@ -17,6 +17,7 @@ import numpy.typing as npt
 from datastore.volume_io import read_volume
 from loop.errors import BadInput
 from models.plans import Plans
+from models.preprocess import finite_voxels
 
 _DATASET = "Dataset001_campaign"
 _SAMPLED_VOXELS = 10**6
@@ -147,9 +148,7 @@ class _Reader:
 
     def read_images(self, files: Sequence[str]) -> tuple[npt.NDArray[Any], dict[str, Any]]:
         volume = read_volume(self._case.image)
-        self._voxels = volume.array.astype(np.float32).transpose(self._order)[None]
-        if not np.isfinite(self._voxels).all():
-            raise BadInput("The image has voxels that are NaN or infinite.")
+        self._voxels = finite_voxels(volume.array).numpy().transpose(self._order)[None]
         if not self._voxels.any():
             raise BadInput("The image has no voxel other than 0.")
         self.darkest = float(self._voxels.min())

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy import ndimage
 
-from trainers.metrics import FloatArray
+from trainers.metrics import FloatArray, dice, dice_counts
 
 _PERCENT = 95
 
@@ -25,6 +26,17 @@ def surface_distances(
         prediction, truth: (*S) in 2 or 3 dimensions, class of each voxel. spacing: mm along each axis.
     """
     return np.array([_of(prediction == k, truth == k, spacing) for k in range(1, n_classes)], float).reshape(-1, 2)
+
+
+def measures(
+    prediction: npt.NDArray[np.integer], truth: npt.NDArray[np.integer], n_classes: int, spacing: Sequence[float]
+) -> FloatArray:
+    """(n_classes - 1, 3) Dice, HD95 and mean surface distance in mm of each foreground class of a mask.
+
+    Voxels whose truth is IGNORED do not count for Dice, and are background for the distances.
+    """
+    overlap = dice(dice_counts(torch.from_numpy(prediction), torch.from_numpy(truth), n_classes))
+    return np.column_stack([overlap, surface_distances(prediction, truth, n_classes, spacing)])
 
 
 def _of(

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from bench.campaign.tables import UPPER_BOUND, Floats, Tables
+from bench.campaign.kept import UPPER_BOUND
+from bench.campaign.tables import Floats, Tables
 
 BACKGROUND = "voxels_background"
 

@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 from scipy import optimize
 
+from bench.campaign.kept import UPPER_BOUND
 from bench.campaign.statistics import Bootstrap, learning_curve
-from bench.campaign.tables import UPPER_BOUND, Floats, Tables
+from bench.campaign.tables import Floats, Tables
 
 STEPS = ("select_s", "sweep_s", "train_s", "measure_s", "other_s")
 SCRIBBLE_SPEEDUP = 15.0

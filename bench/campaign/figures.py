@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 
 from bench.campaign.effort import STEPS
+from bench.campaign.kept import UPPER_BOUND
 from bench.campaign.penalty import Penalties
 from bench.campaign.statistics import Curve, Estimate
-from bench.campaign.tables import UPPER_BOUND, Floats
+from bench.campaign.tables import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

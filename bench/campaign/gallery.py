@@ -13,8 +13,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from bench.campaign.figures import COLOURS, WIDTH, panels, short
+from bench.campaign.kept import LABELED, PICKED, POOL
 from bench.campaign.tables import Tables
 from datastore.volume_io import SUFFIXES, Volume, read_volume
+from loop.config import AppConfig
 from loop.errors import NextSliceError
 
 if TYPE_CHECKING:
@@ -25,11 +27,10 @@ SHOWN = 6
 """Picks of a strategy that are shown, those that it wanted most in its first round."""
 MOST_ROWS = 8
 
-_POOL, _LABELED, _PICKED = range(3)
 _KINDS = {
-    _POOL: ("pool", "#9A9A9A", "o", 9),
-    _LABELED: ("labelled before", "#0072B2", "s", 22),
-    _PICKED: ("picked in the last round", "#D55E00", "^", 34),
+    POOL: ("pool", "#9A9A9A", "o", 9),
+    LABELED: ("labelled before", "#0072B2", "s", 22),
+    PICKED: ("picked in the last round", "#D55E00", "^", 34),
 }
 
 
@@ -159,7 +160,7 @@ def _slice(volume: Volume, mask: Volume, row: pd.Series, axis_setting: str) -> S
         raise NextSliceError(
             f"The mask of {row['image']} has shape {mask.array.shape}, the image {volume.array.shape}."
         )
-    axis = int(axis_setting) if axis_setting in ("0", "1", "2") else _coarsest(volume.spacing)
+    axis = AppConfig(axis=axis_setting if axis_setting in ("0", "1", "2") else "auto").axis_of(volume.spacing)
     images, masks = np.moveaxis(volume.array, axis, 0), np.moveaxis(mask.array, axis, 0)
     whole = np.isnan(row["slice"])
     number = int((masks > 0).sum((1, 2)).argmax()) if whole else min(int(row["slice"]), len(images) - 1)
@@ -168,11 +169,6 @@ def _slice(volume: Volume, mask: Volume, row: pd.Series, axis_setting: str) -> S
     title = f"{short(str(row['image']), 16)}: {number}{score}"
     # Columns of the array are drawn upwards, as a viewer shows RAS axes.
     return Slice(images[number].T[::-1], masks[number].T[::-1], y / x, title)
-
-
-def _coarsest(spacing: Sequence[float]) -> int:
-    """The slice axis: of coarsest spacing, the last among equals (within 1 %)."""
-    return max(axis for axis in range(3) if spacing[axis] >= 0.99 * max(spacing))
 
 
 def _draw(axes: Axes, one: Slice, classes: int) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 import strategies
+from bench.campaign.kept import LABELED, PICKED, POOL
 from loop.durable import atomic
 from loop.pool import WHOLE, BoolArray, IntArray, Pool
 from loop.rounds import Loop, Swept
@@ -18,17 +19,12 @@ from loop.workplace import Worker, Workplace
 from strategies._base import Need
 from strategies._signals import BOTTLENECK_FEATURES
 
-POOL, LABELED, PICKED = range(3)
 MOST_ROWS = 3000
 """Items drawn on a map: more take long, and hide each other."""
 
 _LEAST_ROWS = 4
 _COMPONENTS = 50
 _PERPLEXITY = 30.0
-
-
-def map_file(out: Path, strategy: str, seed: int) -> Path:
-    return out / "maps" / f"{strategy}-seed{seed}.npz"
 
 
 def write_map(file: Path, workplace: Workplace, loop: Loop, planned: Mapping[str, Any], seed: int) -> bool:

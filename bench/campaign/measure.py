@@ -16,7 +16,7 @@ from loop.config import AppConfig
 from loop.read_ahead import ahead
 from models.spec import ModelSpec
 from trainers.metrics import dice, dice_counts
-from trainers.surface import surface_distances
+from trainers.surface import measures
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,11 @@ def _scores(
     axis: int,
 ) -> list[Score]:
     true, classes = truth.array.astype(np.uint8), len(labels) + 1
-    whole = dice(dice_counts(torch.from_numpy(predicted), torch.from_numpy(true), classes))
     slices = zip(np.moveaxis(predicted, axis, 0), np.moveaxis(true, axis, 0), strict=True)
     per_slice = np.array([dice(dice_counts(torch.from_numpy(p), torch.from_numpy(t), classes)) for p, t in slices])
-    distances = surface_distances(predicted, true, classes, truth.spacing)
+    whole = measures(predicted, true, classes, truth.spacing)
     return [
-        Score(patient, image_id, label, _mean(per_slice[:, k]), _number(whole[k]), *map(_number, distances[k]))
+        Score(patient, image_id, label, _mean(per_slice[:, k]), *map(_number, whole[k]))
         for k, label in enumerate(labels)
     ]
 

@@ -68,7 +68,8 @@ class Protocol:
             raise BadInput(f"scale must be over 0 and at most 1, got {scale}.")
         if scale == 1:
             return self
-        steps = max(20, round(scale * int(self.conf.get("epochs", 12)) * int(self.conf.get("steps_per_epoch", 25))))
+        own = int(self.conf.get("epochs", 12)) * int(self.conf.get("steps_per_epoch", 25))
+        steps = max(20, round(scale * own))
         epochs = max(1, math.ceil(steps / 25))
         smaller = replace(
             self,
@@ -80,8 +81,7 @@ class Protocol:
         first = "" if self.shares else f", {smaller.budgets[0]} a round instead of {self.budgets[0]}"
         return replace(
             smaller,
-            scale=f"Scaled by {scale:g}: {items}{first}, about {steps} optimiser steps a training instead of "
-            f"{int(self.conf.get('epochs', 12)) * int(self.conf.get('steps_per_epoch', 25))}.",
+            scale=f"Scaled by {scale:g}: {items}{first}, about {steps} optimiser steps a training instead of {own}.",
         )
 
     def to_json(self) -> dict[str, Any]:

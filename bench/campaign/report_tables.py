@@ -13,10 +13,10 @@ from bench.campaign.effort import (
     choosing_seconds,
     slices_per_unit,
 )
+from bench.campaign.kept import UPPER_BOUND
 from bench.campaign.penalty import LEAST_SEEDS
 from bench.campaign.statistics import Curve, Estimate
 from bench.campaign.summary import Summary
-from bench.campaign.tables import UPPER_BOUND
 
 NONE = "–"
 

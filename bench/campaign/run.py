@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.campaign.maps import map_file, write_map
+from bench.campaign.kept import UPPER_BOUND, map_file
+from bench.campaign.maps import write_map
 from bench.campaign.measure import Score, measure
 from bench.campaign.protocol import Protocol
 from bench.campaign.study import Study
@@ -27,9 +28,7 @@ from loop.rounds import Loop, Submission
 from loop.store import Store
 from loop.worker import run as run_job
 from loop.workplace import Workplace
-
-UPPER_BOUND = "all"
-"""The name of the run that annotates the whole pool at once."""
+from models import representation
 
 _START = "random"
 
@@ -129,7 +128,7 @@ class Run:
             target.parent.mkdir(parents=True, exist_ok=True)
             _place(study.answer(image_id), target)
         # Trained on the images alone and named by what they were trained on: one training does for every run.
-        for learner in ("info_vae", "contrastive"):
+        for learner in (name for name in representation.names() if not representation.get(name).uses_labels):
             shared, link = self.campaign.out / "learners" / learner, self.state / "models" / learner
             shared.mkdir(parents=True, exist_ok=True)
             link.parent.mkdir(parents=True, exist_ok=True)
@@ -154,7 +153,7 @@ class Run:
         measuring = time.monotonic()
         scores = self._measure()
         measured = time.monotonic() - measuring
-        picks = self.loop.round(planned["id"])["items"]
+        picks = self._picks(planned["id"])
         timings = {**planned["timings"], "train_s": trained, "measure_s": measured}
         timings["other_s"] = max(0.0, time.monotonic() - began - sum(timings.values()))
         result = {
@@ -163,7 +162,7 @@ class Run:
                 "model": self.workplace.weights().current(),
             },
             "scores": [score.to_json() for score in scores],
-            "picks": [self._pick(item) for item in picks],
+            "picks": picks,
             "timings": timings,
         }  # fmt: skip
         with atomic(self._result(number)) as temporary:
@@ -247,17 +246,22 @@ class Run:
         assert digest is not None, "the training before published weights"
         return measure(study, workplace.spec(), weights.load(digest), self.config)
 
-    def _pick(self, item: Mapping[str, Any]) -> dict[str, Any]:
-        """An item that was asked for, and what its truth holds."""
-        image = self.loop.catalogue.image(item["image"])
-        mask = read_volume(self.campaign.study.mask(item["image"])).array.astype("uint8")
+    def _picks(self, number: int) -> list[dict[str, Any]]:
+        """The items of a round, and what the truth of each holds; a volume's truth is read once for all its slices."""
+        items, counts = self.loop.round(number)["items"], dict[str, list[list[int]]]()
         names = ("background", *self.config.labels)
-        slices = range(image["n_slices"]) if item["slice"] is None else [item["slice"]]
-        voxels = [sum(column) for column in zip(*voxels_of(mask, image["axis"], list(slices), len(names)), strict=True)]
-        return {
-            "rank": item["rank"], "image": item["image"], "slice": item["slice"], "score": item["score"],
-            **{f"voxels_{name}": count for name, count in zip(names, voxels, strict=True)},
-        }  # fmt: skip
+        for image_id in {item["image"] for item in items}:
+            image = self.loop.catalogue.image(image_id)
+            mask = read_volume(self.campaign.study.mask(image_id)).array.astype("uint8")
+            counts[image_id] = voxels_of(mask, image["axis"], range(image["n_slices"]), len(names))
+        return [
+            {key: item[key] for key in ("rank", "image", "slice", "score")}
+            | {
+                f"voxels_{name}": sum(column) if item["slice"] is None else column[item["slice"]]
+                for name, column in zip(names, zip(*counts[item["image"]], strict=True), strict=True)
+            }
+            for item in items
+        ]
 
 
 def _place(source: Path, target: Path) -> None:

@@ -19,9 +19,9 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 import strategies
-from bench.campaign.maps import map_file
+from bench.campaign.kept import UPPER_BOUND, map_file
 from bench.campaign.progress import Progress
-from bench.campaign.run import UPPER_BOUND, Campaign, Run
+from bench.campaign.run import Campaign, Run
 from loop.durable import atomic
 from loop.errors import BadInput, unknown
 
@@ -71,9 +71,8 @@ def simulate(
     for name in set(names) - {UPPER_BOUND}:
         if name not in strategies.names():
             raise unknown("strategy", name, [*strategies.names(), UPPER_BOUND])
-    for seed in seeds[:1]:
-        for name in names:
-            campaign.config(name, seed, devices[0])  # settings are checked before anything is begun
+    for name in names:
+        campaign.config(name, seeds[0], devices[0])  # settings are checked before anything is begun
     describe(campaign, names, seeds, command)
     # Seed by seed: what is there of a campaign that was stopped has every strategy.
     tasks = [(name, seed) for seed in seeds for name in names]

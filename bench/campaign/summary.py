@@ -11,11 +11,12 @@ import pandas as pd
 
 from bench.campaign.composition import compositions
 from bench.campaign.effort import Efficiency, foreground_efficiency, time_split
+from bench.campaign.kept import UPPER_BOUND
 from bench.campaign.labels_needed import TARGETS, Needed, labels_needed
 from bench.campaign.penalty import Penalties, penalty_matrix
 from bench.campaign.scores import Scores, scores_of
 from bench.campaign.statistics import Bootstrap, Curve, Estimate, curve_difference, learning_curve
-from bench.campaign.tables import UPPER_BOUND, Floats, Tables
+from bench.campaign.tables import Floats, Tables
 from bench.campaign.verdict import Recommendation, recommend, reference_of
 
 

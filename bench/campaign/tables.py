@@ -11,12 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from bench.campaign.kept import UPPER_BOUND
 from loop.errors import BadInput
 
 Floats = npt.NDArray[np.float64]
-
-UPPER_BOUND = "all"
-"""The name of the run that annotates the whole pool at once."""
 
 _RUN = ("strategy", "seed", "round")
 _COLUMNS: Mapping[str, tuple[str, ...]] = {
