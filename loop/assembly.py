@@ -130,6 +130,7 @@ class Assembly:
         current = self.weights.current()
         if current and current != self.loop.current_model():
             self.loop.published(self.model, current, self.weights.card(current)["metrics"], how="found at start")
+        self.store.grow_log()
         self.watcher.start()
         self.conductor.start()
 

@@ -120,8 +120,9 @@ class Conductor:
             self._retrain_if_due()
             self._plan_if_due()
         # Not under the guard: it may take its time, and annotators must not wait for it.
-        if self._training_begins() or self._quiet() or time.monotonic() - self._settled > _SETTLE_SECONDS:
+        if self._quiet() or time.monotonic() - self._settled > _SETTLE_SECONDS or self._training_begins():
             self._settle()
+            self.loop.store.checkpoint()
             self._settled = time.monotonic()
         with self._guard:
             for kind in ("train", "sweep"):

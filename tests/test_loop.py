@@ -22,7 +22,7 @@ from loop.jobs import Jobs
 from loop.pool import WHOLE, Pool
 from loop.rounds import Loop, Submission, Swept, Ticket
 from loop.signals import Signal
-from loop.store import Store, leases, metadata
+from loop.store import Store, leases, metadata, unfiled
 
 MakeLoop = Callable[..., Loop]
 
@@ -560,3 +560,18 @@ def test_a_wrong_parameter_is_refused(make: MakeLoop) -> None:
     loop = make()
     with pytest.raises(BadInput, match="fraction"):
         loop.plan("foreground_random", no_signals, model="x", parameters={"part": 1})
+
+
+def test_the_log_is_written_ahead_and_saves_overwrite_it(store: Store) -> None:
+    store.grow_log(1 << 20)
+    assert "ballast" not in sa.inspect(store.engine).get_table_names()
+    if store.engine.dialect.name != "sqlite":
+        return
+    log = Path(f"{store.engine.url.database}-wal")
+    length = log.stat().st_size
+    assert length >= 1 << 20
+    for number in range(60):  # 6 MB in all
+        with store.write() as connection:
+            connection.execute(unfiled.insert().values(submission=number, content=bytes(100_000)))
+        store.checkpoint()
+    assert log.stat().st_size == length
