@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("strategies", "models", "infers", "trainers", "loop", "datastore", "server", "bench", "apps")
+PACKAGES = ("strategies", "models", "infers", "trainers", "loop", "datastore", "dicom", "server", "bench", "apps")
 MONAILABEL_ALLOWED = {
     "infers/task.py", "trainers/task.py", "loop/shell.py", "loop/assembly.py", "datastore/folder.py",
 }  # fmt: skip
