@@ -17,6 +17,8 @@ import httpx
 from loop.errors import BadInput, NotFound, Unavailable
 
 logger = logging.getLogger(__name__)
+# It logs every address it asks, and a search may name a patient.
+logging.getLogger("httpx").setLevel(logging.WARNING)
 
 Result = TypeVar("Result")
 
@@ -127,7 +129,7 @@ class Archive:
                         logger.warning("The archive lists a series without usable UIDs, which is left out")
                     elif found.series_uid not in seen:
                         yield found
-                    seen.add(found.series_uid if found else f"unusable {len(seen)}")
+                    seen.add(found.series_uid if found else repr(entry))
                 # Not by the size of the page: some archives cap it; others know no offset, and begin again.
                 if len(seen) == before:
                     break
@@ -284,8 +286,7 @@ def _text(entry: Mapping[str, Any], tag: str) -> str:
     if not isinstance(value, str | int | float):
         return ""
     shown = "".join(character for character in str(value) if character.isprintable())
-    # Halves of surrogate pairs cannot be written again.
-    return shown.encode(errors="replace").decode().strip()[:_LONGEST_TEXT]
+    return shown.strip()[:_LONGEST_TEXT]
 
 
 def _boundary(content_type: str) -> bytes:

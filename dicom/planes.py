@@ -179,8 +179,11 @@ def _plane(instance: Dataset, places: Sequence[Dataset], index: int, frame: int,
     if any("ModalityLUTSequence" in place for place in (instance, *places)):
         raise BadInput(f"{name} has a table for its values (ModalityLUTSequence), which is not supported.")
     slope, intercept = (
-        float(_found(places, "PixelValueTransformationSequence", keyword) or default)
-        for keyword, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
+        float(default if value is None else value)
+        for value, default in (
+            (_found(places, "PixelValueTransformationSequence", "RescaleSlope"), 1.0),
+            (_found(places, "PixelValueTransformationSequence", "RescaleIntercept"), 0.0),
+        )
     )
     if not slope or not np.isfinite([slope, intercept]).all():
         raise BadInput(f"{name} must have a finite RescaleSlope other than 0, got {slope} and {intercept}.")
