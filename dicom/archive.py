@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
 from typing import Any, Self, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import httpx
 
@@ -208,12 +208,12 @@ class Archive:
         Args:
             of_one: trouble may be that of the one series that is asked for.
         """
+        # Orthanc takes an encoded * for a letter.
+        address = f"{self.url}{path}" + (f"?{urlencode(list(query), safe='*')}" if query else "")
         for pause in (*(self._pauses if pauses is None else pauses), None):
             status = None
             try:
-                with self._http.stream(
-                    "GET", self.url + path, params=list(query), headers={"Accept": accept}
-                ) as answer:
+                with self._http.stream("GET", address, headers={"Accept": accept}) as answer:
                     status = answer.status_code
                     if status < 300:
                         return into(answer)

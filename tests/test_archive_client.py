@@ -40,7 +40,7 @@ class Responder:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
     @property
     def url(self) -> str:
@@ -134,9 +134,9 @@ def test_hostile_entries_are_left_out_or_made_harmless(
         entry(1, **{"0020000E": {"Value": ["../../etc/passwd"]}}), entry(2, **{"0020000D": {"Value": [".."]}}),
         entry(3, **{"00100020": {"Value": ["<script>\u0000\ud800" + "x" * 5000]}, "00201209": {"Value": ["many"]}}),
     ]  # fmt: skip
-    server = respond(listing(hostile))
+    server = respond(listing(hostile, offsets=False))
     (found,) = reach(server.url).series(["MR"])
-    assert found.patient_id.startswith("<script>?xxx")
+    assert found.patient_id.startswith("<script>xxx")
     assert len(found.patient_id) == 200
     assert found.instances == 0
 
