@@ -140,8 +140,10 @@ def _check_pixels(instance: Dataset, frames: int, name: str) -> None:
     if syntax is None:
         raise BadInput(f"{name} does not say its transfer syntax.")
     if not _decodes(syntax):
-        kind = "private" if UID(syntax).is_private else "unsupported"
-        raise NoDecoder(f"{name} has pixels in the {kind} transfer syntax {syntax}.")
+        # Of a private one an archive cannot know what the pixels mean, though it may well give them another name.
+        if UID(syntax).is_private:
+            raise BadInput(f"{name} has pixels in the private transfer syntax {syntax}.")
+        raise NoDecoder(f"{name} has pixels in the transfer syntax {UID(syntax).name}, which cannot be read here.")
     if UID(syntax).is_encapsulated:
         return
     expected = rows * columns * frames * (allocated // 8)
