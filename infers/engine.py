@@ -18,7 +18,7 @@ from loop.errors import BadInput
 from loop.pool import Pool
 from loop.read_ahead import ahead
 from loop.signals import Batch
-from loop.views import View, likeliest
+from loop.views import View, entropy_map, likeliest
 from models import heads
 from models.preprocess import Prepared, prepare, restore
 from models.spec import ModelSpec
@@ -117,7 +117,7 @@ class Segmenter:
 def scaled_entropy(probs: Tensor) -> Tensor:
     """(B, C, *S) -> (B, *S) uint8: the entropy of the classes, 255 for ln C."""
     scale = 255 / math.log(probs.shape[1])
-    return (torch.special.entr(probs).sum(1) * scale).round().clamp(0, 255).to(torch.uint8)
+    return (entropy_map(probs) * scale).round().clamp(0, 255).to(torch.uint8)
 
 
 @dataclass(frozen=True)

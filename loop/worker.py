@@ -13,6 +13,7 @@ from loop.allocation import keep_freed_memory
 from loop.errors import BadInput, NextSliceError, Unavailable
 from loop.parent import end_with_parent
 from loop.planning import plan_if_needed
+from loop.pool_map import make_map
 from loop.previewing import preview
 from loop.rounds import Loop
 from loop.store import Store
@@ -215,4 +216,6 @@ def _check_heads(worker: Worker, strategy: strategies.Strategy, digest: str | No
         )
 
 
-JOBS: dict[str, Callable[[Worker], dict[str, Any]]] = {"train": train, "sweep": sweep_and_plan, "preview": preview}
+JOBS: dict[str, Callable[[Worker], dict[str, Any]]] = {
+    "train": train, "sweep": sweep_and_plan, "preview": preview, "map": make_map,
+}  # fmt: skip

@@ -21,6 +21,8 @@ CLASS_COLOURS = (
 _WINDOW_PERCENT = (0.5, 99.5)
 _HEAT_FROM, _HEAT_TO = np.array([255.0, 70.0, 30.0]), np.array([255.0, 240.0, 120.0])
 _HEAT_OPACITY, _FILL_OPACITY = 0.75, 0.4
+_FULL_HEAT = 0.6
+"""Of the highest, from here on the heat is at its brightest: two classes alike are far below many classes alike."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ def draw(layers: Layers, affine: npt.NDArray[np.float64], axis: int, size: int) 
     picture = np.repeat(grey[..., None], 3, axis=2).astype(np.float64)
     if layers.heat is not None:
         heat = _resized(turn(layers.heat), width, height, Image.Resampling.BILINEAR)[..., None] / 255
+        heat = (heat / _FULL_HEAT).clip(0, 1)
         picture += (_HEAT_FROM + (_HEAT_TO - _HEAT_FROM) * heat - picture) * (_HEAT_OPACITY * heat)
     if layers.label is not None:
         label = _resized(turn(layers.label), width, height, Image.Resampling.NEAREST)
