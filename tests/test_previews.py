@@ -234,10 +234,11 @@ def test_before_there_is_a_model_pages_are_told_so(http: Any) -> None:
 
 @pytest.fixture(scope="module")
 def digest(server: Any, http: Any) -> str:
-    """Of a model; one patient is annotated."""
-    with open(server.truth / "patient001.nii.gz", "rb") as mask:
-        sent = http.put("/datastore/label?image=patient001", files={"label": ("patient001.nii.gz", mask)})
-    assert sent.status_code == 200, sent.text
+    """Of a model; two patients are annotated."""
+    for image in ("patient001", "patient003"):
+        with open(server.truth / f"{image}.nii.gz", "rb") as mask:
+            sent = http.put(f"/datastore/label?image={image}", files={"label": (f"{image}.nii.gz", mask)})
+        assert sent.status_code == 200, sent.text
     trained = http.post("/train/unet2d?run_sync=true", json={})
     assert trained.status_code == 200, trained.text
     return str(trained.json()["result"]["digest"])
@@ -252,7 +253,9 @@ def test_what_a_round_asks_for_is_predicted_ahead(server: Any, http: Any, digest
     assert items
     for item in items:
         image, index = item["image"], item["slice"]
-        found = until("a prediction", lambda: (a := http.get(f"/al/items/{image}/prediction")).status_code == 200 and a)
+        path = f"/al/items/{image}/prediction"
+        until("a prediction", lambda path=path: http.get(path).status_code == 200)
+        found = http.get(path)
         assert found.headers["x-model"] == digest
         assert found.headers["x-model-current"] == "true"
         mask = nib.Nifti1Image.from_bytes(gzip.decompress(found.content))
@@ -262,7 +265,7 @@ def test_what_a_round_asks_for_is_predicted_ahead(server: Any, http: Any, digest
         np.testing.assert_allclose(mask.affine, original.affine, atol=1e-4)
         assert np.asarray(mask.dataobj).max() <= len(LABELS)
         tag = {"If-None-Match": found.headers["etag"]}
-        assert http.get(f"/al/items/{image}/prediction", headers=tag).status_code == 304
+        assert http.get(path, headers=tag).status_code == 304
         assert http.get(f"/al/items/{image}/uncertainty").status_code == 200
         drawn = http.get(f"/al/items/{image}/thumbnail/{index}.png?contour=1&heat=1")
         assert drawn.headers["x-drawn"] == "contour,heat"
