@@ -134,7 +134,11 @@ def test_the_map_from_no_model_to_the_chosen_slice(server: Any, page: Page) -> N
     assert "entropy" in page.text("legend")
     Select(page.driver.find_element(By.ID, "method")).select_by_value("pca")
     page.state("ready")
+    page.until("the chosen item's picture", lambda: page.has_picture("chosen-picture"))
     page.shot("score")
+    page.driver.execute_cdp_cmd(
+        "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
+    )
     page.driver.set_window_size(820, 1100)
     page.until("the narrow page", lambda: page.driver.execute_script("return innerWidth") < 900)
     page.shot("tablet")

@@ -93,6 +93,8 @@ function show(body) {
     : `${drawn} items`;
   plane.chosen = kept ? map.x.findIndex((_, i) => map.images[map.image[i]] === kept[0] && map.slice[i] === kept[1]) : -1;
   if (plane.chosen < 0) element("chosen").hidden = true;
+  plane.hovered = -1;
+  hint(-1);
   const byScore = element("colour").value === "score";
   plane.show(map, byScore);
   legend(byScore, low, high);
@@ -103,7 +105,7 @@ function show(body) {
 
 function legend(byScore, low, high) {
   const rows = byScore
-    ? [1, 0.75, 0.5, 0.25, 0].map((share) => ["dot", 5, shade(share), (low + (high - low) * share).toPrecision(3)])
+    ? [1, 0.75, 0.5, 0.25, 0].map((share) => ["dot", 5, shade(share), (low + (high - low) * share).toPrecision(4)])
     : Object.entries(STATES).map(([key, kind]) => [kind.shape, kind.size, kind.colour, `${kind.name} (${count(key)})`]);
   const style = getComputedStyle(document.body);
   const title = document.createElement("div");
@@ -146,6 +148,7 @@ function pictureIn(image, size) {
     asked = new AbortController();
     const { signal } = asked;
     image.removeAttribute("src");
+    image.alt = "";
     try {
       const blob = await thumbnail(map.images[map.image[i]], map.slice[i], size, signal);
       if (signal.aborted) return;

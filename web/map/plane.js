@@ -18,7 +18,10 @@ export class Plane {
     this.onHover = onHover;
     this.onChoose = onChoose;
     this.pointers = new Map();
-    new ResizeObserver(() => this.draw()).observe(canvas);
+    new ResizeObserver(() => {
+      this.hover(-1);
+      this.draw();
+    }).observe(canvas);
     matchMedia("(prefers-color-scheme: light)").addEventListener("change", () => this.draw());
     this.listen();
   }
