@@ -70,6 +70,7 @@ class Conductor:
         self._changed, self._scanned, self._settled = True, float("-inf"), float("-inf")
         self._had_a_round: set[str] = set()
         self._tried: dict[str, tuple[tuple[Any, ...], float]] = {}
+        self._previewing: str | None = None
         self._wanted: deque[str] = deque(maxlen=_MOST_WANTED)
         self._previewed: tuple[tuple[Any, ...], float] = ((), float("-inf"))
         self._previews = Previews(workplace.state / "previews")
@@ -240,20 +241,23 @@ class Conductor:
 
     # --- what is made for people to see
 
-    def want_preview(self, image_id: str) -> bool:
-        """Somebody looks at an image that no prediction is there of; False if none will be made."""
+    def want_preview(self, image_id: str) -> None:
+        """Somebody looks at an image that the current model has not predicted: it is, if that is done here at all."""
         if not self.loop.config.previews or self.loop.current_model() is None:
-            return False
+            return
         with self._guard:
             if image_id not in self._wanted:
                 self._wanted.append(image_id)
         self.wake()
-        return True
 
     def _preview_if_due(self) -> None:
         digest = self.loop.current_model()
         if not self.loop.config.previews or digest is None or self._busy() or self.loop.jobs.active("preview"):
             return
+        if digest != self._previewing:
+            # What somebody looked at with earlier weights is nobody's wish for these.
+            self._previewing = digest
+            self._wanted.clear()
         served = [row["id"] for row in self.loop.newest_rounds().values() if row["state"] == "open"]
         state = (digest, tuple(served), tuple(self._wanted))
         if self._previewed[0] == state and time.monotonic() - self._previewed[1] < _RETRY_SECONDS:

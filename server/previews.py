@@ -45,8 +45,10 @@ def uncertainty(image: str, request: Request, user: User = Depends(AnyUser)) -> 
 def _volume(image_id: str, request: Request, file_of: Any) -> Response:
     image = parts().loop.catalogue.image(image_id)
     preview = _preview(image)
+    if (preview is None or preview.digest != parts().loop.current_model()) and not image["error"]:
+        parts().conductor.want_preview(image_id)
     if preview is None:
-        return JSONResponse({"detail": _ask_for(image)}, 404, headers=_RETRY_AFTER)
+        return JSONResponse({"detail": _why_none(image)}, 404, headers=_RETRY_AFTER)
     tag = f'"{preview.digest}-{image["version"]}"'
     headers = _REVALIDATE | _model_headers(preview) | {"ETag": tag}
     if tag in request.headers.get("if-none-match", ""):
@@ -61,18 +63,16 @@ def _model_headers(preview: Preview) -> dict[str, str]:
 
 def _preview(image: RowMapping) -> Preview | None:
     here = parts()
-    found = Previews(here.workplace.state / "previews").newest(image["id"], image["version"], here.loop.current_model())
-    if found is None or found.digest != here.loop.current_model():
-        _want(image)
-    return found
+    previews = Previews(here.workplace.state / "previews")
+    return previews.newest(image["id"], image["version"], here.loop.current_model())
 
 
-def _want(image: RowMapping) -> bool:
-    return not image["error"] and parts().conductor.want_preview(str(image["id"]))
+def _why_none(image: RowMapping) -> str:
+    """Why there is no prediction yet.
 
-
-def _ask_for(image: RowMapping) -> str:
-    """Why there is no prediction, and what happens now."""
+    Raises:
+        Conflict: there never will be one.
+    """
     here = parts()
     if image["error"]:
         raise Conflict(f"The image {image['id']!r} cannot be used: {image['error']}")
@@ -96,7 +96,7 @@ def thumbnail(
 ) -> Response:
     """PNG, laid out as radiologists look at it, in the image's proportions. `index` is a slice, or `middle`.
 
-    What is not there is not drawn, such as a prediction that is not made yet; header `X-Drawn` names what is.
+    What is not there is not drawn, nor made for this, such as a prediction; header `X-Drawn` names what is.
     """
     here = parts()
     record = here.loop.catalogue.image(image)
