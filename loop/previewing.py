@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from datastore.volume_io import read_volume
 from infers.engine import Segmenter, pick_device
+from infers.source import Source
 from loop.errors import BadInput
 from loop.pool import WHOLE
 from loop.previews import ByteArray, Preview, Previews, Section
@@ -128,7 +129,11 @@ def preview(worker: Worker) -> dict[str, Any]:
 
 
 def _predict(worker: Worker, segmenter: Segmenter, previews: Previews, digest: str, image: Asked) -> None:
-    volume = read_volume(worker.workplace.root / image.path)
+    source = Source(image.image_id, worker.workplace.root / image.path, image.axis, worker.fetching(image.image_id))
+    volume = source.volume()
+    # What comes from an archive is known in full only once it was fetched.
+    record = worker.loop.catalogue.image(image.image_id)
+    image = replace(image, version=record["version"], axis=record["axis"])
     if max(image.slices, default=0) >= volume.array.shape[image.axis]:
         raise BadInput("The file changed: it has fewer slices now.")
     there = previews.of(image.image_id, image.version, digest)

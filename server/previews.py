@@ -1,19 +1,21 @@
 """/al/items/.../prediction, uncertainty and thumbnail: what the model sees in an image, for pages to show."""
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Depends, Query, Request
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
 from monailabel.endpoints.user.auth import User
 from sqlalchemy.engine import RowMapping
 
-from datastore.folder import FINAL
 from datastore.labels import as_viewers_draw
-from loop.errors import BadInput, Conflict, NotFound
+from datastore.rules import FINAL
+from datastore.served import check_usable
+from loop.errors import BadInput, NotFound
 from loop.previews import Preview, Previews
 from server.door import AnyUser, parts
 from server.slices import PictureCache, SliceReader
@@ -42,7 +44,7 @@ def uncertainty(image: str, request: Request, user: User = Depends(AnyUser)) -> 
     return _volume(image, request, lambda preview: preview.uncertainty)
 
 
-def _volume(image_id: str, request: Request, file_of: Any) -> Response:
+def _volume(image_id: str, request: Request, file_of: Callable[[Preview], Path]) -> Response:
     image = parts().loop.catalogue.image(image_id)
     preview = _preview(image)
     if (preview is None or preview.digest != parts().loop.current_model()) and not image["error"]:
@@ -53,7 +55,11 @@ def _volume(image_id: str, request: Request, file_of: Any) -> Response:
     headers = _REVALIDATE | _model_headers(preview) | {"ETag": tag}
     if tag in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
-    return FileResponse(file_of(preview), media_type="application/gzip", headers=headers)
+    try:
+        data = file_of(preview).read_bytes()
+    except FileNotFoundError:  # a newer model's came just now, and this one went
+        return JSONResponse({"detail": _why_none(image)}, 404, headers=_RETRY_AFTER)
+    return Response(data, media_type="application/gzip", headers=headers)
 
 
 def _model_headers(preview: Preview) -> dict[str, str]:
@@ -74,8 +80,7 @@ def _why_none(image: RowMapping) -> str:
         Conflict: there never will be one.
     """
     here = parts()
-    if image["error"]:
-        raise Conflict(f"The image {image['id']!r} cannot be used: {image['error']}")
+    check_usable(image)
     if here.loop.current_model() is None:
         return "There is no model yet that could predict: label some slices, and it is trained."
     if not here.config.previews:
@@ -100,8 +105,11 @@ def thumbnail(
     """
     here = parts()
     record = here.loop.catalogue.image(image)
-    if record["error"] or record["shape"] is None:
-        raise Conflict(f"The image {record['id']!r} cannot be used: {record['error']}")
+    check_usable(record)
+    if record["shape"] is None:
+        # It comes from an archive, and is known in full only once it was fetched.
+        here.datastore.readable_path(image)
+        record = here.loop.catalogue.image(image)
     at = _slice(index, record)
     preview = _preview(record) if contour or heat else None
     labelled = label and at in (held := here.loop.labeled_slices(record["id"]))

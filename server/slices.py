@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from datastore.volume_io import read_slice, read_volume
 from loop.durable import atomic
+from loop.errors import NotFound
 
 _MEMORY_BYTES = 256 << 20
 _DISK_BYTES = 256 << 20
@@ -33,8 +34,14 @@ class SliceReader:
         """(A, B), without the slice axis.
 
         Raises:
-            BadInput: the file cannot be read, or has no such slice.
+            BadInput: the file cannot be read, or has no such slice. NotFound: it went meanwhile.
         """
+        try:
+            return self._slice(path, axis, index)
+        except FileNotFoundError:
+            raise NotFound(f"{path.name} went while it was read: try again.") from None
+
+    def _slice(self, path: Path, axis: int, index: int) -> npt.NDArray[Any]:
         if path.name.lower().endswith(".nii"):
             return read_slice(path, axis, index)
         stat = path.stat()
