@@ -23,7 +23,7 @@ from starlette.middleware import Middleware
 
 from loop.assembly import Assembly
 from loop.errors import Forbidden, NextSliceError, NotFound
-from server import activelearning, al, datastore, door, infer, jobs, model, session
+from server import activelearning, al, datastore, door, infer, jobs, model, pages, session
 from server.door import Admin, AnyUser, parts, told, told_invalid
 
 logger = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ def create_app() -> FastAPI:
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     if settings.MONAI_LABEL_AUTH_ENABLE:
         app.include_router(login.router)
-    for module in (activelearning, datastore, infer, jobs, session, model, al):
+    for module in (activelearning, datastore, infer, jobs, session, model, al, pages):
         app.include_router(module.router)
     app.include_router(misc)
     return app
