@@ -9,7 +9,10 @@ export class Windowing {
   constructor(viewer) {
     this.viewer = viewer;
     this.wanted = null;
-    element("preset").addEventListener("change", () => this.preset(element("preset").value));
+    element("preset").addEventListener("change", () => {
+      this.preset(element("preset").value);
+      element("surface").focus({ preventScroll: true }); // a list that keeps the focus takes the shortcuts for its own
+    });
     for (const id of ["level", "width"]) element(id).addEventListener("input", () => this.fromSliders());
   }
 
