@@ -199,11 +199,15 @@ def server(live_server: Any, studies: Path) -> Iterator[Any]:
     running.stop()
 
 
-def tickets(server: Any, annotator: str, n: int) -> dict[str, dict[str, Any]]:
-    """{image: open ticket}."""
+@pytest.fixture(scope="module")
+def asked(server: Any) -> dict[str, dict[str, Any]]:
+    """{image: its open ticket}; each is with another annotator."""
+    found = {}
     with server.client() as http:
-        answer = http.post("/al/ask", json={"annotator": annotator, "n": n}).json()
-    return {ticket["image"]: ticket for ticket in answer["tickets"]}
+        for number in range(len(VOLUMES)):
+            (ticket,) = http.post("/al/ask", json={"annotator": f"annotator {number}"}).json()["tickets"]
+            found[ticket["image"]] = ticket
+    return found
 
 
 def submitted(server: Any, page: Page, image: str, ticket: str) -> dict[str, Any]:
@@ -231,27 +235,32 @@ def painted(mask: Any, value: int) -> set[Voxel]:
     return {(int(i), int(j), int(k)) for i, j, k in np.argwhere(np.asanyarray(mask.dataobj) == value)}
 
 
-@pytest.mark.parametrize("image", list(VOLUMES))
-def test_what_is_painted_is_what_is_stored(
-    image: str, server: Any, studies: Path, page: Page, tmp_path: Path
-) -> None:
-    ticket = tickets(server, f"{image} annotator", 3)[image]
-    (index,) = ticket["slices"]
-    page.open(server.url, ticket["ticket"], name=f"{image} annotator")
+def open_and_find_spots(page: Page, server: Any, ticket: dict[str, Any]) -> list[tuple[float, float]]:
+    """The two white spots of the asked slice, on the screen."""
+    page.open(server.url, ticket["ticket"], name=ticket["annotator"])
     page.brush(1)
     page.show_all_values()
-    spots = page.wait("two white spots", lambda: spots if len(spots := page.bright_spots()) == 2 else None)
+    found = page.wait("two white spots", lambda: spots if len(spots := page.bright_spots()) == 2 else None)
+    return list(found)
+
+
+@pytest.mark.parametrize("image", list(VOLUMES))
+def test_what_is_painted_is_what_is_stored(
+    image: str, server: Any, studies: Path, page: Page, asked: dict[str, dict[str, Any]], tmp_path: Path
+) -> None:
+    ticket = asked[image]
+    (index,) = ticket["slices"]
+    spots = open_and_find_spots(page, server, ticket)
     page.press("3")
     page.drag(spots[0])
     page.press("1")
     page.drag(spots[1])
     page.shot(image)
     page.press(Keys.ENTER)
-    following = page.is_open(other_than=ticket["ticket"])
-    assert following
+    assert page.is_open(other_than=ticket["ticket"])
 
     row = submitted(server, page, image, ticket["ticket"])
-    assert (row["slices"], row["annotator"]) == ([index], f"{image} annotator")
+    assert (row["slices"], row["annotator"]) == ([index], ticket["annotator"])
     mask, volume = stored(server, image, tmp_path), nib.load(studies / "images" / f"{image}.nii.gz")
     np.testing.assert_allclose(mask.affine, volume.affine, atol=1e-4)
     assert mask.shape == volume.shape
@@ -262,13 +271,11 @@ def test_what_is_painted_is_what_is_stored(
 
 
 def test_nothing_is_lost_when_the_server_goes_away(server: Any, page: Page, tmp_path: Path) -> None:
-    """Drawn, the server stopped, drawn on, the page left and opened again, submitted, the server started: all is there, once."""
-    ticket = next(iter(tickets(server, "offline", 1).values()))
+    """Drawn, the page opened anew, the server stopped, drawn on, submitted, the server started: all is there, once."""
+    with server.client() as http:
+        (ticket,) = http.post("/al/ask", json={"annotator": "offline"}).json()["tickets"]
     image, (index,) = ticket["image"], ticket["slices"]
-    page.open(server.url, ticket["ticket"], name="offline")
-    page.brush(1)
-    page.show_all_values()
-    spots = page.wait("two white spots", lambda: spots if len(spots := page.bright_spots()) == 2 else None)
+    spots = open_and_find_spots(page, server, ticket)
     page.drag(spots[0])
     page.driver.refresh()
     page.is_open()

@@ -4,6 +4,8 @@ import * as api from "./api.js";
 import { readMask } from "./masks.js";
 import { decode } from "./viewer.js";
 
+const JUST_NOW = 3; // seconds, with room for the whole seconds of the server's clock as we see it
+
 /** Load a ticket: {ticket, item, image, planes}; planes is the mask so far, by slice. */
 export async function load(ticket) {
   const [item, file, mask] = await Promise.all([
@@ -24,7 +26,7 @@ export class Ahead {
   constructor(annotator) {
     this.annotator = annotator;
     this.coming = null;
-    this.ticket = null;
+    this.leased = null;
   }
 
   /** Begin to get a case that is none of these tickets. */
@@ -37,21 +39,24 @@ export class Ahead {
 
   async get(busy) {
     const { tickets, reason } = await api.ask(this.annotator, Math.min(100, busy.length + 1));
-    this.ticket = tickets.find((ticket) => !busy.includes(ticket.ticket)) ?? null;
-    return this.ticket ? { found: await load(this.ticket) } : { reason };
+    const ticket = tickets.find((each) => !busy.includes(each.ticket));
+    if (!ticket) return { reason };
+    // One that was there before is somebody's plan for later: only what was leased ahead is given back.
+    if (ticket.opened_at > api.serverNow() - JUST_NOW) this.leased = ticket.ticket;
+    return { found: await load(ticket) };
   }
 
   /** The case, {reason} if there is none now, {error} if it could not be had; the next `begin` starts anew. */
   async take(busy) {
     this.begin(busy);
     const got = await this.coming;
-    [this.coming, this.ticket] = [null, null];
+    [this.coming, this.leased] = [null, null];
     return got;
   }
 
   /** Nobody waits for it any more: others may have it. */
   giveBack() {
-    if (this.ticket) api.release(this.ticket.ticket).catch(() => {});
-    [this.coming, this.ticket] = [null, null];
+    if (this.leased) api.release(this.leased).catch(() => {});
+    [this.coming, this.leased] = [null, null];
   }
 }

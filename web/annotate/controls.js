@@ -1,5 +1,7 @@
 // Buttons, sliders and keys of the page, and what they do.
 
+import { nothingHere, release, skip, submit } from "./ending.js";
+import { showUncertainty, startFromPrediction } from "./overlays.js";
 import { element, markClass, say, showShortcuts } from "./panel.js";
 
 const SHORTCUTS = [
@@ -65,7 +67,7 @@ export function bindControls(desk) {
   element("size").addEventListener("input", (event) => setSize(Number(event.target.value)));
   element("slice").addEventListener("input", whenOpen((event) => stage.go(viewer.axis, Number(event.target.value))));
   element("opacity").addEventListener("change", (event) => viewer.setDrawingOpacity(event.target.value / 100));
-  element("heat").addEventListener("change", whenOpen((event) => desk.heat(event.target.checked)));
+  element("heat").addEventListener("change", whenOpen((event) => showUncertainty(desk, event.target.checked)));
   element("heat-opacity").addEventListener("change", (event) => viewer.setHeatOpacity(event.target.value / 100));
   element("classes").addEventListener("chosen", (event) => markClass(event.detail));
   element("who").addEventListener("click", () => desk.signIn(true).then(() => desk.case && desk.loadAhead()));
@@ -75,13 +77,13 @@ export function bindControls(desk) {
   click("redo", () => desk.back("redo"));
   click("previous", () => desk.toAsked(-1));
   click("next", () => desk.toAsked(1));
-  click("predict", () => desk.predict());
+  click("predict", () => startFromPrediction(desk));
   click("clear", () => desk.put(null));
   click("reset", reset);
-  click("nothing", () => desk.nothingHere());
-  click("submit", () => desk.submit());
-  click("skip", () => desk.skip());
-  click("release", () => desk.release());
+  click("nothing", () => nothingHere(desk));
+  click("submit", () => submit(desk));
+  click("skip", () => skip(desk));
+  click("release", () => release(desk));
   showShortcuts(SHORTCUTS);
 
   const keys = {
@@ -99,15 +101,15 @@ export function bindControls(desk) {
     ".": () => stage.step(1),
     pageup: () => stage.step(1),
     pagedown: () => stage.step(-1),
-    g: () => desk.predict(),
+    g: () => startFromPrediction(desk),
     c: () => desk.put(null),
     u: toggleHeat,
     r: reset,
     "+": () => zoom(1.25),
     "-": () => zoom(0.8),
-    x: () => desk.nothingHere(),
-    enter: () => desk.submit(),
-    k: () => desk.skip(),
+    x: () => nothingHere(desk),
+    enter: () => submit(desk),
+    k: () => skip(desk),
     escape: () => say(""),
   };
 

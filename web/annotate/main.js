@@ -6,11 +6,10 @@ import * as drafts from "./drafts.js";
 import { Drawing } from "./drawing.js";
 import { bindControls } from "./controls.js";
 import { Lease } from "./lease.js";
-import { readMask, writeMask } from "./masks.js";
 import { Outbox } from "./outbox.js";
 import { askFor, coloursOf, element, paintable, say, showAsked, showClasses } from "./panel.js";
 import { Stage } from "./stage.js";
-import { Viewer, decode } from "./viewer.js";
+import { Viewer } from "./viewer.js";
 import { Windowing } from "./windowing.js";
 
 const NAME = "nextslice.annotator";
@@ -21,7 +20,7 @@ class Desk {
   constructor() {
     this.viewer = new Viewer(element("screen"));
     this.stage = new Stage(element("surface"), element("marks"), this.viewer, {
-      changed: () => this.changed(),
+      changed: (slice) => this.changed(slice),
       moved: () => this.moved(),
       refused: () => this.notHere(),
       cursor: () => this.where(),
@@ -183,9 +182,9 @@ class Desk {
     element("classes").dispatchEvent(new CustomEvent("chosen", { detail: value }));
   }
 
-  changed() {
-    const { drawing, nothing } = this.case;
-    for (const slice of [...nothing]) if (this.unlabeled === null && !drawing.isEmpty(slice)) nothing.delete(slice);
+  /** Something was drawn on a slice, or taken back. */
+  changed(slice) {
+    this.case.nothing.delete(slice);
     this.case.sure = false;
     this.undoable();
     this.moved();
@@ -269,7 +268,7 @@ class Desk {
     if (slice === null) return;
     this.repaint(slice);
     this.stage.go(this.axis, slice);
-    this.changed();
+    this.changed(slice);
   }
 
   repaint(slice) {
@@ -286,130 +285,9 @@ class Desk {
     }
     const slice = this.stage.slice;
     this.case.drawing.replace(slice, plane);
-    this.case.nothing.delete(slice);
     this.repaint(slice);
-    this.changed();
+    this.changed(slice);
     return true;
-  }
-
-  /** The model's prediction as an editable start of this slice. */
-  async predict() {
-    const here = this.case;
-    if (!here.prediction) {
-      const buffer = await this.fetched(api.prediction, "There is no prediction");
-      if (!buffer || here !== this.case) return;
-      here.prediction = await readMask(buffer, here.item.shape, this.axis);
-    }
-    if (this.put(here.prediction.get(this.stage.slice) ?? null)) say("");
-  }
-
-  async heat(on) {
-    const here = this.case;
-    if (on && !here.heat) {
-      const buffer = await this.fetched(api.uncertainty, "There is no uncertainty map");
-      if (!buffer || here !== this.case) {
-        element("heat").checked = false;
-        return;
-      }
-      here.heat = await decode({ buffer, name: "uncertainty.nii.gz" });
-    }
-    this.viewer.setHeat(on ? here.heat : null, element("heat-opacity").value / 100);
-  }
-
-  async fetched(get, lacking) {
-    try {
-      return await get(this.case.ticket.image, (reason) => say(`${lacking}: ${reason}`, "warning"));
-    } catch (error) {
-      say(`${lacking}: ${error.message}`, "warning");
-      return null;
-    }
-  }
-
-  // --- the end of a ticket
-
-  /** Nothing of the classes is on the shown slice: on to the next one that is not done, or hand in. */
-  nothingHere() {
-    const { drawing, nothing, seen } = this.case;
-    if (!this.put(this.unlabeled === null ? null : new Uint8Array(drawing.width * drawing.height).fill(this.unlabeled))) return;
-    nothing.add(this.stage.slice);
-    this.keep();
-    this.moved();
-    const left = drawing.slices.filter((slice) => !seen.has(slice));
-    if (left.length) this.stage.go(this.axis, left[0]);
-    else this.submit(true);
-  }
-
-  /** Hand in every asked slice. The first try tells of slices that nobody looked at, or that are empty. */
-  async submit(sure = false) {
-    if (!this.case || this.submitting) return;
-    const { ticket, item, drawing, seen, nothing } = this.case;
-    const whole = ticket.unit === "volume";
-    const unseen = whole ? [] : drawing.slices.filter((slice) => !seen.has(slice));
-    if (unseen.length) {
-      this.stage.go(this.axis, unseen[0]);
-      say(`Slice ${unseen[0]} is asked for too.`);
-      return;
-    }
-    const empty = whole ? [] : drawing.slices.filter((slice) => drawing.isEmpty(slice) && !nothing.has(slice));
-    if (empty.length && this.unlabeled !== null) {
-      this.stage.go(this.axis, empty[0]);
-      say(`Slice ${empty[0]} has no stroke. Draw some, or say "Nothing here".`, "warning");
-      return;
-    }
-    if (empty.length && !sure && !this.case.sure) {
-      this.case.sure = true;
-      this.stage.go(this.axis, empty[0]);
-      say(`Slice ${empty.join(", ")}: nothing is drawn. Submit once more if nothing is there.`, "warning");
-      return;
-    }
-    this.submitting = true;
-    const begun = performance.now();
-    try {
-      this.keep();
-      await this.saving;
-      const mask = await writeMask(item.shape, item.affine, this.axis, this.toSend(drawing), this.unlabeled ?? 0);
-      const entry = { ticket: ticket.ticket, image: ticket.image, annotator: this.annotator, slices: drawing.slices, mask };
-      await this.outbox.add(entry);
-      await this.next();
-      performance.measure("submit to next", { start: begun });
-    } finally {
-      this.submitting = false;
-    }
-  }
-
-  /** Planes in the server's values: among scribbles 0 is a stroke of background, and the drawing's 0 no stroke. */
-  toSend(drawing) {
-    const mark = this.unlabeled;
-    const swap = (value) => (value === 0 ? mark : value === mark ? 0 : value);
-    return new Map(drawing.slices.map((slice) => {
-      const plane = drawing.plane(slice);
-      return [slice, mark === null ? plane : plane.map(swap)];
-    }));
-  }
-
-  async skip() {
-    const reason = await askFor(element("skip-dialog"), element("reason"));
-    if (reason === null) return;
-    await this.giveUp(() => api.skip(this.case.ticket.ticket, reason || "no reason given"), () => this.next());
-  }
-
-  release() {
-    return this.giveUp(() => api.release(this.case.ticket.ticket), () => location.assign("/worklist"));
-  }
-
-  async giveUp(act, then) {
-    const id = this.case.ticket.ticket;
-    try {
-      await act();
-    } catch (error) {
-      if (!(error instanceof api.Refused) || ![409, 410].includes(error.status)) {
-        say(error.message, "error");
-        return;
-      }
-    }
-    await this.saving;
-    await drafts.dropDraft(id);
-    await then();
   }
 
   // --- news

@@ -95,6 +95,9 @@ export function say(text, kind = "info", actions = []) {
     button.addEventListener("click", act);
     line.append(button);
   }
+  const close = make("button", "×", { type: "button", "aria-label": "Close this message" });
+  close.addEventListener("click", () => say(""));
+  line.append(close);
   line.dataset.kind = kind;
   line.hidden = !text;
 }

@@ -160,8 +160,12 @@ export class Viewer {
   }
 
   setDrawingOpacity(opacity) {
-    this.nv.drawOpacity = opacity;
-    this.nv.updateGLVolume();
+    const { nv } = this;
+    nv.drawOpacity = opacity;
+    // NiiVue hands it to its shader only together with the whole volume.
+    nv.sliceMMShader.use(nv.gl);
+    nv.gl.uniform1f(nv.sliceMMShader.uniforms.drawOpacity, opacity);
+    this.draw();
   }
 
   get window() {
