@@ -16,10 +16,10 @@ from PIL import Image
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed (pip install -e .[dev])")
 from selenium import webdriver  # noqa: E402
+from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.support.select import Select  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -123,7 +123,8 @@ class Page:
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     """One browser for all tests of this file; its screenshots stay in pytest's folder."""
-    assert CHROMIUM and DRIVER
+    assert CHROMIUM
+    assert DRIVER
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for flag in FLAGS:
