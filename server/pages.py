@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse
 
 from loop.errors import NotFound
@@ -39,8 +39,15 @@ def style() -> FileResponse:
 
 
 @router.get("/packages/niivue/index.js")
-def niivue() -> FileResponse:
-    """NiiVue, as the set-up fetched it."""
+def niivue(request: Request) -> FileResponse:
+    """NiiVue, as the set-up fetched and packed it."""
+    path = _WEB / "packages" / "niivue" / "index.js"
+    if not path.is_file():
+        raise NotFound("NiiVue is not there. The server's owner fetches it with: python -m web.fetch")
+    packed = path.with_name("index.js.gz")
+    if packed.is_file() and "gzip" in request.headers.get("accept-encoding", ""):
+        headers = _HEADERS | {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
+        return FileResponse(packed, media_type=_TYPES[".js"], headers=headers)
     return _file("packages/niivue/index.js")
 
 

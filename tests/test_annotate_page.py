@@ -297,3 +297,64 @@ def test_nothing_is_lost_when_the_server_goes_away(server: Any, page: Page, tmp_
     with server.client() as http:
         sent = http.get(f"/al/items/{image}").json()["submissions"]
     assert [each["ticket"] for each in sent].count(ticket["ticket"]) == 1
+
+
+def test_everything_goes_by_keyboard_and_only_asked_slices_are_painted(
+    live_server: Any, page: Page, tmp_path: Path
+) -> None:
+    """The name is asked for; another slice takes no paint; a cursor paints; the lease is renewed; nothing here is one key."""
+    (tmp_path / "images").mkdir()
+    hostile = "a'b & <img src=x onerror=alert(1)> ü"
+    write_volume(tmp_path / "images" / f"{hostile}.nii.gz", *VOLUMES["lps"])
+    (tmp_path / "images" / "nextslice.json").write_text(json.dumps({"labels": ["<script>alert(1)</script>"]}))
+    conf = {"strategy": "random", "slices_per_ticket": "2", "budget": "8", "retrain": "false", "lease_minutes": "3"}
+    server = live_server(tmp_path, conf).start()
+    try:
+        with server.client() as http:
+            (ticket,) = http.post("/al/ask", json={"annotator": "<i>Zoë</i>"}).json()["tickets"]
+            first, second = (item["slice"] for item in ticket["items"])
+            page.driver.get(f"{server.url}/annotate/{ticket['ticket']}")
+            page.wait("the question for the name", lambda: page.driver.find_element(By.ID, "name").is_displayed())
+            page.press("<i>Zoë</i>", Keys.ENTER)
+            page.is_open()
+            assert (page.text("image"), page.text("who")) == (hostile, "<i>Zoë</i>")
+            assert "<script>" in page.text("classes")
+            assert not page.driver.find_elements(By.CSS_SELECTOR, "img, #classes script, #who i")
+
+            def where() -> str:
+                return page.text("where").split(",")[0]
+
+            assert where() == f"Slice {first} of 0 to 7"
+            other = next(index for index in range(8) if index not in (first, second))
+            page.press(*([Keys.PAGE_UP] * (other - first) if other > first else [Keys.PAGE_DOWN] * (first - other)))
+            page.wait("the other slice", lambda: where() == f"Slice {other} of 0 to 7")
+            page.press(Keys.ARROW_UP, " ")
+            assert "painting is off" in page.text("message")
+            page.press("n")
+            page.wait("an asked slice", lambda: page.text("asked-mark") == "Asked: paint here")
+            here = int(where().split()[1])
+            page.brush(1)
+            page.press(Keys.ARROW_LEFT, Keys.ARROW_LEFT, Keys.ARROW_DOWN, " ")
+            cursor = [int(part) for part in page.text("where").split("cursor ")[1].split(",")]
+            page.press(Keys.ARROW_RIGHT, " ", "z")
+            page.shot("keyboard")
+            expires = http.get(f"/al/tickets/{ticket['ticket']}").json()["expires_at"]
+            page.wait(
+                "a renewed lease",
+                lambda: (
+                    http.get(f"/al/tickets/{ticket['ticket']}").json()["expires_at"] > expires
+                    or page.press(Keys.ARROW_UP, "c", "z")
+                ),
+            )
+            page.press("n")
+            page.wait("the other asked slice", lambda: where() != f"Slice {here} of 0 to 7")
+            page.press("x")
+            page.is_open(other_than=ticket["ticket"])
+            row = submitted(server, page, hostile, ticket["ticket"])
+        assert sorted(row["slices"]) == sorted([first, second])
+        assert row["annotator"] == "<i>Zoë</i>"
+        voxel = list(cursor)
+        voxel.insert(ticket["axis"], here)
+        assert painted(stored(server, hostile, tmp_path), 1) == {tuple(voxel)}
+    finally:
+        server.stop()

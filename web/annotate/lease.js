@@ -36,7 +36,7 @@ export class Lease {
 
   async look() {
     const left = this.until - serverNow();
-    const due = left < this.length - Math.max(SHORTEST, Math.min(LONGEST, this.length / 3));
+    const due = left < this.length - Math.max(SHORTEST, Math.min(LONGEST, this.length / 20));
     if (this.busy || !(this.active ? due : left < 0)) return;
     const id = this.id;
     this.busy = true;
