@@ -14,8 +14,9 @@ export async function load(ticket) {
     api.composite(ticket.image),
   ]);
   if (item.error) throw new api.Refused(409, `The image cannot be used: ${item.error}`);
+  performance.mark("file");
   const [image, planes] = await Promise.all([
-    decode(file),
+    decode(file).then((decoded) => (performance.measure("volume decoded", "file"), decoded)),
     mask ? readMask(mask, item.shape, ticket.axis) : new Map(),
   ]);
   return { ticket, item, image, planes };

@@ -36,7 +36,30 @@ export class Viewer {
 
   async attach() {
     await this.nv.attachToCanvas(this.canvas, false);
+    this.leaveOutLighting();
     this.nv.drawOpacity = 0.55;
+  }
+
+  /** NiiVue prepares the light of 3-D pictures anew whenever the window changes: two passes over the volume, and two more
+   * textures of four times its voxels. Slices need none of it, so it gets a volume of 2 x 2 x 2 for that.
+   */
+  leaveOutLighting() {
+    const { nv } = this;
+    const [texture, layers] = [nv.rgbaTex.bind(nv), nv.refreshLayers.bind(nv)];
+    nv.refreshLayers = (volume, layer) => {
+      const { hdr } = volume;
+      const { dims } = hdr;
+      // Only the lighting asks for a texture by the header's own list of lengths.
+      nv.rgbaTex = (old, unit, size, ...rest) => {
+        if (size === dims) hdr.dims = [3, 2, 2, 2, 1, 1, 1, 1];
+        return texture(old, unit, size === dims ? hdr.dims : size, ...rest);
+      };
+      try {
+        layers(volume, layer);
+      } finally {
+        hdr.dims = dims;
+      }
+    };
   }
 
   /** Colours of the values from 1, as [r, g, b] of 0 to 255. */
@@ -51,8 +74,10 @@ export class Viewer {
     const dims = Array.from(image.hdr.dims.slice(1, 4));
     if (dims.join() !== shape.join()) throw new Error(`The file must have the shape ${shape}, got ${dims}.`);
     this.orientation = new Orientation(shape, image.permRAS);
+    performance.mark("show");
     this.nv.volumes = [];
     this.nv.addVolume(image);
+    performance.measure("volume to the screen", "show");
     this.image = image;
     this.wide = [image.cal_min, image.cal_max];
     this.nv.drawTexture = this.nv.r8Tex(this.nv.drawTexture, DRAWING_UNIT, [3, ...this.orientation.rasShape], true);
