@@ -12,8 +12,7 @@ import monailabel
 from fastapi import APIRouter, Depends, FastAPI, Query
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse
+from fastapi.responses import FileResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from monailabel.config import settings
 from monailabel.endpoints import login
@@ -23,7 +22,7 @@ from starlette.middleware import Middleware
 
 from loop.assembly import Assembly
 from loop.errors import Forbidden, NextSliceError, NotFound
-from server import activelearning, al, datastore, door, infer, jobs, model, session
+from server import activelearning, al, datastore, door, infer, jobs, model, pages, session
 from server.door import Admin, AnyUser, parts, told, told_invalid
 
 logger = logging.getLogger(__name__)
@@ -72,12 +71,6 @@ def reload(user: User = Depends(Admin)) -> dict[str, Any]:
     return {}
 
 
-@misc.get("/", include_in_schema=False)
-def front() -> HTMLResponse:
-    """The API's own documentation."""
-    return get_swagger_ui_html(openapi_url="/openapi.json", title="NextSlice - APIs")
-
-
 @misc.get("/favicon.ico", include_in_schema=False)
 def favicon() -> FileResponse:
     return FileResponse(_STATIC / "favicon.ico", media_type="image/x-icon")
@@ -111,7 +104,7 @@ def create_app() -> FastAPI:
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     if settings.MONAI_LABEL_AUTH_ENABLE:
         app.include_router(login.router)
-    for module in (activelearning, datastore, infer, jobs, session, model, al):
+    for module in (activelearning, datastore, infer, jobs, session, model, al, pages):
         app.include_router(module.router)
     app.include_router(misc)
     return app
