@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,27 +13,17 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-selenium = pytest.importorskip("selenium", reason="selenium is not installed (pip install -e .[dev])")
-from selenium import webdriver  # noqa: E402
-from selenium.webdriver.chrome.service import Service  # noqa: E402
-from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.select import Select  # noqa: E402
+pytest.importorskip("selenium", reason="selenium is not installed (pip install -e .[dev])")
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.select import Select
 
 ROOT = Path(__file__).parent.parent
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 NIIVUE = ROOT / "web" / "packages" / "niivue" / "index.js"
 SECONDS = 60
-FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--use-gl=angle", "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist", "--window-size=1280,900",
-)  # fmt: skip
 
-pytestmark = [
-    pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium and chromedriver are not installed"),
-    pytest.mark.skipif(not NIIVUE.is_file(), reason="NiiVue was not fetched"),
-]
+pytestmark = pytest.mark.skipif(not NIIVUE.is_file(), reason="NiiVue was not fetched: python -m web.fetch")
 
 Voxel = tuple[int, int, int]
 
@@ -121,18 +110,10 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+def page(chromium: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     """One browser for all tests of this file; its screenshots stay in pytest's folder."""
-    assert CHROMIUM
-    assert DRIVER
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in FLAGS:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield Page(driver, tmp_path_factory.mktemp("annotate"))
-    driver.quit()
+    with chromium.browser() as driver:
+        yield Page(driver, tmp_path_factory.mktemp("annotate"))
 
 
 def oblique() -> npt.NDArray[np.float64]:
