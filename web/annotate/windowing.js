@@ -1,8 +1,10 @@
-// Window and level: presets, the two sliders, and at most one change a frame.
+// Window and level: presets, the two sliders, and no more changes than can be shown.
 
 import { element, make } from "./panel.js";
 
 const CT = { "Soft tissue": [-160, 240], Lung: [-1350, 150], Bone: [-500, 1300], Brain: [0, 80], Liver: [-20, 140] };
+const LARGE = 2 ** 24; // voxels
+const REST = 120; // milliseconds
 const CT_AIR = -500; // intensities this low are Hounsfield units
 
 export class Windowing {
@@ -19,6 +21,7 @@ export class Windowing {
   /** Begin with a new volume. */
   open() {
     const { image } = this.viewer;
+    this.wanted = null; // what was wanted of the volume before
     [this.low, this.high] = [image.global_min, image.global_max];
     this.start = this.viewer.window;
     const names = ["Automatic", "All values", ...(this.low <= CT_AIR ? Object.keys(CT) : [])];
@@ -33,14 +36,20 @@ export class Windowing {
 
   set(low, high) {
     this.toSliders(low, high);
-    if (!this.wanted) {
-      requestAnimationFrame(() => {
-        const window = this.wanted;
-        this.wanted = null;
-        this.viewer.setWindow(...window);
-      });
-    }
     this.wanted = [low, high];
+    // The whole volume is shaded anew. A large one only when the hand rests.
+    if (this.viewer.image.nVox3D > LARGE) {
+      clearTimeout(this.timer);
+      this.timer = setTimeout(() => this.apply(), REST);
+    } else {
+      this.frame ??= requestAnimationFrame(() => this.apply());
+    }
+  }
+
+  apply() {
+    this.frame = null;
+    if (this.wanted) this.viewer.setWindow(...this.wanted);
+    this.wanted = null;
   }
 
   get range() {
