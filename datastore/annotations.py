@@ -78,6 +78,7 @@ class Annotations(ABC):
 
         The label is durable when this returns; the composite masks are renewed by `settle`, or when somebody wants them.
         Slices: those named; else those the ticket asked for; else the whole volume, of scribbles its slices with a stroke.
+        What a named ticket was answered with last counts once, however often it is sent.
 
         Args:
             file: what was uploaded; a copy is kept as it is.
@@ -95,6 +96,7 @@ class Annotations(ABC):
         params = dict(params or {})
         header = self._header(image)
         mask = self._read(file, header, params)
+        named = ticket is not None
         with self._lock(image_id):
             if tag == ORIGINAL:
                 slices = []
@@ -107,30 +109,34 @@ class Annotations(ABC):
             else:
                 slices = check_slices(slices, image["n_slices"])
                 _, ticket = self.loop.asked_slices(image, annotator, ticket)
-            kept, digest, content = self._keep(file, image_id)
+            content = file.read_bytes()
+            digest = hashlib.sha256(content).hexdigest()
+            if named and ticket is not None:
+                again = self.loop.repeated(image_id, ticket, digest=digest, slices=slices, params=params, tag=tag)
+                if again is not None:
+                    return {"submission": again, "slices": list(slices), "ticket": ticket}
+            kept, unfiled = self._keep(file, image_id, content, digest)
             number = self.loop.tell(
                 image_id,
                 Submission(
                     annotator=annotator, digest=digest, file=kept, slices=slices, ticket=ticket, params=params, tag=tag,
-                    voxels=voxels_of(mask, image["axis"], slices, len(self.loop.config.labels) + 1), content=content,
+                    voxels=voxels_of(mask, image["axis"], slices, len(self.loop.config.labels) + 1), content=unfiled,
                 ),
             )  # fmt: skip
             self._compose_later(image_id, number, mask)
         return {"submission": number, "slices": list(slices), "ticket": ticket}
 
-    def _keep(self, file: Path, image_id: str) -> tuple[str, str, bytes | None]:
-        """(the submission's path relative to the state folder, SHA-256, what is still to be written there)."""
-        content = file.read_bytes()
-        digest = hashlib.sha256(content).hexdigest()
+    def _keep(self, file: Path, image_id: str, content: bytes, digest: str) -> tuple[str, bytes | None]:
+        """(the submission's path relative to the state folder, what is still to be written there)."""
         day = time.strftime("%Y-%m-%d", time.gmtime(self._clock()))
         name = re.sub(r"[^A-Za-z0-9._-]+", "_", image_id)[:80]
         relative = f"submissions/{day}/{name}-{time.time_ns()}-{digest[:12]}{suffix_of(file.name)}"
         if len(content) <= _MOST_IN_STORE:
-            return relative, digest, content
+            return relative, content
         target = self.state / relative
         self._day_folder(target.parent)
         place_durably(file, target, own=self._is_own(file))
-        return relative, digest, None
+        return relative, None
 
     def _day_folder(self, folder: Path) -> None:
         """A folder a day: a new folder costs a sync of its own, and one for every image would cost it at nearly every save."""

@@ -558,6 +558,18 @@ class Loop:
             if row["id"] == submission.ticket or (is_open and set(self._ticket(connection, row).slices) <= done):
                 self._close(connection, row, "submitted", None)
 
+    def repeated(
+        self, image_id: str, ticket_id: str, *, digest: str, slices: Sequence[int], params: Mapping[str, Any], tag: str
+    ) -> int | None:
+        """The number of what a ticket was answered with last, if it is this again: its answer was lost on the way."""
+        asked = {"image": image_id, "ticket": ticket_id}
+        with self.store.read() as connection:
+            last = connection.execute(statements.NEWEST_OF_TICKET, asked).one_or_none()
+        sent = (digest, list(slices), dict(params), tag)
+        if last is None or (last.digest, list(last.slices), dict(last.params), last.tag) != sent:
+            return None
+        return int(last.id)
+
     def submissions(self, image_id: str) -> list[dict[str, Any]]:
         """Everything that was ever sent for an image, oldest first."""
         with self.store.read() as connection:

@@ -77,6 +77,12 @@ UNFILED = (
 )
 SUBMIT = submissions.insert().returning(submissions.c.id)
 SUBMISSIONS_OF_IMAGE = sa.select(submissions).where(submissions.c.image_id == _image).order_by(submissions.c.id)
+NEWEST_OF_TICKET = (
+    sa.select(submissions)
+    .where(submissions.c.image_id == _image, submissions.c.ticket == _ticket)
+    .order_by(submissions.c.id.desc())
+    .limit(1)
+)
 LABELS_OF_IMAGE = sa.select(labels.c.slice, labels.c.submission).where(labels.c.image_id == _image)
 _slices: sa.BindParameter[list[int]] = sa.bindparam("slices", expanding=True)
 UNLABEL = labels.delete().where(labels.c.image_id == _image, labels.c.slice.in_(_slices))

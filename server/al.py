@@ -168,7 +168,7 @@ def get_items(image: str, user: User = Depends(AnyUser)) -> dict[str, Any]:
     record = loop.catalogue.image(image)
     facts = {
         key: record[key]
-        for key in ("id", "patient", "split", "shape", "spacing", "axis", "n_slices", "n_labeled", "error")
+        for key in ("id", "patient", "split", "shape", "spacing", "affine", "axis", "n_slices", "n_labeled", "error")
     }
     sent = [
         {key: row[key] for key in ("id", "tag", "annotator", "at", "digest", "slices", "ticket")}

@@ -12,8 +12,7 @@ import monailabel
 from fastapi import APIRouter, Depends, FastAPI, Query
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse
+from fastapi.responses import FileResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from monailabel.config import settings
 from monailabel.endpoints import login
@@ -70,12 +69,6 @@ def reload(user: User = Depends(Admin)) -> dict[str, Any]:
     instance.server_mode(True)
     instance.on_init_complete()
     return {}
-
-
-@misc.get("/", include_in_schema=False)
-def front() -> HTMLResponse:
-    """The API's own documentation."""
-    return get_swagger_ui_html(openapi_url="/openapi.json", title="NextSlice - APIs")
 
 
 @misc.get("/favicon.ico", include_in_schema=False)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import httpx
 import pytest
@@ -149,6 +150,17 @@ def serve() -> Iterator[Callable[..., LiveServer]]:
     yield start
     for server in started:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> ModuleType:
+    """`bench.browser`; skips where no browser can be started."""
+    pytest.importorskip("selenium", reason="selenium is not installed (pip install -e .[dev])")
+    import bench.browser
+
+    if bench.browser.MISSING:
+        pytest.skip(bench.browser.MISSING)
+    return bench.browser
 
 
 @pytest.fixture(scope="session")
