@@ -57,8 +57,10 @@ def frames_of(seg: Dataset, frames: int) -> Iterator[npt.NDArray[np.uint16]]:
             if frame.shape != (rows, columns):
                 raise BadInput(f"The frames of the DICOM SEG must be {rows} x {columns}, got {frame.shape}.")
             count += 1
+            if count > frames:
+                raise BadInput(f"The DICOM SEG must have {frames} frames of pixels, got more.")
             yield frame.astype(np.uint16)
-        if count != frames:
+        if count < frames:
             raise BadInput(f"The DICOM SEG must have {frames} frames of pixels, got {count}.")
         return
     if seg.BitsAllocated == 1:

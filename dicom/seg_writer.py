@@ -20,7 +20,7 @@ from highdicom.color import CIELabColor
 from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
-from pydicom.uid import ExplicitVRLittleEndian, RLELossless
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, RLELossless
 
 from dicom.geometry import SeriesGeometry
 from dicom.segments import LONGEST_LABEL, colour, concepts
@@ -134,6 +134,9 @@ def write_seg(
     _take_over(seg, geometry)
     _sign(seg, author)
     _refer(seg, geometry)
+    dimensions = _uid("dimensions", *facts)  # highdicom would draw one
+    for item in (*seg.DimensionOrganizationSequence, *seg.DimensionIndexSequence):
+        item.DimensionOrganizationUID = dimensions
     # highdicom takes the distance of the slices that are written.
     shared = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
     shared.SpacingBetweenSlices = shared.SliceThickness
@@ -166,7 +169,8 @@ def _stand_in(geometry: SeriesGeometry, k: int) -> Dataset:
     """What highdicom looks at of a source image. Texts are taken over later: it refuses or warns about some that exist."""
     image = Dataset()
     image.StudyInstanceUID, image.SeriesInstanceUID = geometry.study_uid, geometry.series_uid
-    image.FrameOfReferenceUID, image.SOPClassUID = geometry.frame_of_reference_uid, geometry.sop_class_uid
+    image.FrameOfReferenceUID = geometry.frame_of_reference_uid
+    image.SOPClassUID = MRImageStorage if geometry.frame_numbers[k] else geometry.sop_class_uid
     image.SOPInstanceUID = _uid_of_slice(geometry, k)
     image.Modality, image.PatientID, image.PatientName, image.PatientBirthDate = "OT", "", "", ""
     image.PatientSex, image.AccessionNumber, image.StudyID, image.StudyDate, image.StudyTime = "", "", "", "", ""
@@ -188,24 +192,25 @@ def _refer(seg: Dataset, geometry: SeriesGeometry) -> None:
     if not any(geometry.frame_numbers):
         return
     source = {_uid_of_slice(geometry, k): k for k in range(geometry.shape[2])}
+
+    def put(item: Dataset, *, frame: bool) -> str:
+        k = source.get(item.ReferencedSOPInstanceUID)
+        if k is not None:  # highdicom uses some items twice
+            item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = geometry.sop_class_uid, geometry.sop_uids[k]
+            if frame:
+                item.ReferencedFrameNumber = geometry.frame_numbers[k]
+        return str(item.ReferencedSOPInstanceUID)
+
     for group in seg.PerFrameFunctionalGroupsSequence:
         for derivation in group.get("DerivationImageSequence") or []:
             for item in derivation.SourceImageSequence:
-                k = source[item.ReferencedSOPInstanceUID]
-                item.ReferencedSOPInstanceUID = geometry.sop_uids[k]
-                item.ReferencedFrameNumber = geometry.frame_numbers[k]
-    for series in seg.get("ReferencedSeriesSequence") or []:
-        once = {}
-        for item in series.ReferencedInstanceSequence:
-            item.ReferencedSOPInstanceUID = geometry.sop_uids[source[item.ReferencedSOPInstanceUID]]
-            once[item.ReferencedSOPInstanceUID] = item
-        series.ReferencedInstanceSequence = list(once.values())
-    if "SourceImageSequence" in seg:
-        once = {}
-        for item in seg.SourceImageSequence:
-            item.ReferencedSOPInstanceUID = geometry.sop_uids[source[item.ReferencedSOPInstanceUID]]
-            once[item.ReferencedSOPInstanceUID] = item
-        seg.SourceImageSequence = list(once.values())
+                put(item, frame=True)
+    for holder, keyword in (
+        (seg, "SourceImageSequence"),
+        (seg.ReferencedSeriesSequence[0], "ReferencedInstanceSequence"),
+    ):
+        if items := list(holder.get(keyword) or []):
+            setattr(holder, keyword, list({put(item, frame=False): item for item in items}.values()))
 
 
 def _segment(value: int, name: str, author: Author) -> SegmentDescription:
@@ -269,5 +274,7 @@ def _sign(seg: Dataset, author: Author) -> None:
     date, time = author.at.strftime("%Y%m%d"), author.at.strftime("%H%M%S")
     seg.SeriesDate = seg.ContentDate = seg.InstanceCreationDate = date
     seg.SeriesTime = seg.ContentTime = seg.InstanceCreationTime = time
+    for item in seg.get("ContributingEquipmentSequence") or []:
+        item.ContributionDateTime = date + time
     seg.ContentCreatorName = author.name.replace("\\", " ").replace("^", " ").replace("=", " ")[:LONGEST_LABEL]
     seg.ContentDescription = author.described
