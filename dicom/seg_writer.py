@@ -99,7 +99,8 @@ def write_seg(
     planes = np.ascontiguousarray(mask[:, :, chosen].transpose(2, 1, 0))
     facts = (
         geometry.series_uid,
-        author,
+        # A model's mask is the same one whenever it is predicted.
+        (author.name, author.version or author.at),
         chosen,
         sorted(values.items()),
         kind,

@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,9 @@ def test_the_same_mask_is_the_same_instance_and_another_one_is_not(geometry: Ser
     assert write_seg(one, geometry, _values(2), ANN) == write_seg(one, geometry, _values(2), ANN)
     uids = {write_seg(mask, geometry, _values(2), who).sop_uid for mask in (one, other) for who in (ANN, MODEL)}
     assert len(uids) == 4
+    later = replace(MODEL, at=datetime(2026, 5, 6))
+    assert write_seg(one, geometry, _values(2), later).sop_uid in uids
+    assert write_seg(one, geometry, _values(2), replace(later, version="other")).sop_uid not in uids
 
 
 def test_a_source_without_texts_or_with_wrong_ones_is_no_hindrance(tmp_path: Path, geometry: SeriesGeometry) -> None:
