@@ -1,4 +1,4 @@
-"""A real Chromium that looks at the pages, for tests, pictures and figures: headless, with software WebGL, asking nobody on the internet."""
+"""A real, headless Chromium that looks at the pages, for tests, pictures and figures."""
 
 import shutil
 import time
@@ -70,7 +70,7 @@ def text_of(driver: webdriver.Chrome, element: str) -> str:
 
 def console_errors(driver: webdriver.Chrome) -> list[str]:
     """Errors in the console since the last call, such as scripts or sources that the policy forbids."""
-    entries: list[dict[str, Any]] = driver.get_log("browser")
+    entries: list[dict[str, Any]] = driver.get_log("browser")  # type: ignore[no-untyped-call]
     return [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
 
 

@@ -22,7 +22,7 @@ from starlette.middleware import Middleware
 
 from loop.assembly import Assembly
 from loop.errors import Forbidden, NextSliceError, NotFound
-from server import activelearning, al, datastore, door, infer, jobs, model, pages, session
+from server import activelearning, al, datastore, door, infer, jobs, model, pages, session, worklist
 from server.door import Admin, AnyUser, parts, told, told_invalid
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def create_app() -> FastAPI:
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     if settings.MONAI_LABEL_AUTH_ENABLE:
         app.include_router(login.router)
-    for module in (activelearning, datastore, infer, jobs, session, model, al, pages):
+    for module in (activelearning, datastore, infer, jobs, session, model, worklist, al, pages):
         app.include_router(module.router)
     app.include_router(misc)
     return app
