@@ -69,18 +69,18 @@ def worklist(
 
 def _links(row: dict[str, Any], server: str) -> dict[str, Any]:
     """Where an item is annotated; `slicer` is a sentence, because no address opens a slice in 3D Slicer."""
-    image = quote(row["image"])
-    slices = [] if row["slice"] is None else [row["slice"]]
     ticket = row["ticket"] if row["state"] == "leased" else None
-    name = row["annotator"] if ticket and row["annotator"] else "your name"
+    where = where_of([] if row["slice"] is None else [row["slice"]], row["axis"])
+    first = "" if ticket else "Take it by /al/ask or the worklist, then: "
+    slice_name = "middle" if row["slice"] is None else row["slice"]
     return {
         "annotate": f"/annotate/{ticket}" if ticket else f"/worklist?image={quote(row['image'], safe='')}",
         "ohif": None,
         "slicer": (
-            f"3D Slicer, module MONAI Label, server {server}, client id {name}: Next Sample shows "
-            f"{row['patient']}: {where_of(slices, row['axis'])}."
+            f"{first}3D Slicer, module MONAI Label, server {server}, client id {row['annotator'] if ticket else 'your name'}, "
+            f"Next Sample: {row['patient']}: {where}."
         ),
-        "thumbnail": f"/al/items/{image}/thumbnail/{'middle' if row['slice'] is None else row['slice']}.png",
+        "thumbnail": f"/al/items/{quote(row['image'])}/thumbnail/{slice_name}.png",
     }
 
 

@@ -26,7 +26,8 @@ function create(key, does) {
     make("div", { class: "thumb" }, make("span", { class: "waiting" }, "No picture yet"), make("span", { class: "score" })),
     make("div", { class: "body" },
       make("h3", {}), make("div", { class: "line" }, make("span", { class: "tag" }), make("span", { class: "by" })),
-      make("p", { class: "why clamp" }), make("p", { class: "more" }), make("div", { class: "buttons" })));
+      make("p", { class: "why clamp" }), make("p", { class: "when" }), make("div", { class: "buttons" }),
+      make("details", {}, make("summary", {}, "In 3D Slicer"), make("p", {}))));
   element.dataset.key = key;
   const act = (name) => () => does[name](element.entry);
   const button = (name, text) => make("button", { type: "button", "data-does": name, onclick: act(name) }, text);
@@ -52,9 +53,10 @@ function update(element, entry) {
   say(part(".by"), entry.annotator === null ? "" : `${taken ? "" : "by "}${who(entry.annotator)}`);
   say(part(".why"), state === "skipped" ? `Skipped: ${entry.reason ?? ""}` : entry.why);
   part(".why").title = part(".why").textContent;
-  const until = taken ? `since ${clock(entry.at)}, kept until ${clock(entry.expires_at)}` : entry.at ? clock(entry.at) : `asked as number ${entry.rank + 1}, patient ${entry.patient}`;
-  say(part(".more"), until);
-  part(".more").title = entry.links.slicer;
+  const until = taken ? `since ${clock(entry.at)}, kept until ${clock(entry.expires_at)}` : entry.at ? clock(entry.at) : `number ${entry.rank + 1} of the round${entry.patient === entry.image ? "" : ` · patient ${entry.patient}`}`;
+  say(part(".when"), until);
+  say(part("details p"), entry.links.slicer);
+  part("details").hidden = state !== "open" && !taken;
   const shown = { annotate: state === "open" || taken, skip: state === "open" || taken, release: taken };
   for (const [name, isShown] of Object.entries(shown)) {
     const button = part(`[data-does="${name}"]`);
