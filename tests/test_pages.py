@@ -220,6 +220,8 @@ def test_a_retrain_started_from_the_page_ends_in_a_new_model_that_can_be_rolled_
             save(http, image, [8, 9, 10], "ann")
     page.open("/")
     for version in (1, 2):
+        with filled.client() as http:
+            save(http, "patient002", [10 + version], "ann")  # the same labels would make the same weights
         page.wait("the button", lambda: page.run("return !document.getElementById('retrain').disabled"))
         page.press("#retrain")
         page.wait("progress", lambda: page.run("return document.querySelector('#jobs progress') !== null"))
