@@ -22,7 +22,21 @@ from starlette.middleware import Middleware
 
 from loop.assembly import Assembly
 from loop.errors import Forbidden, NextSliceError, NotFound
-from server import activelearning, al, datastore, door, infer, jobs, model, pages, pool_map, previews, seg, session
+from server import (
+    activelearning,
+    al,
+    datastore,
+    door,
+    infer,
+    jobs,
+    model,
+    pages,
+    pool_map,
+    previews,
+    seg,
+    session,
+    worklist,
+)
 from server.door import Admin, AnyUser, parts, told, told_invalid
 
 logger = logging.getLogger(__name__)
@@ -105,7 +119,20 @@ def create_app() -> FastAPI:
     if settings.MONAI_LABEL_AUTH_ENABLE:
         app.include_router(login.router)
     # previews and seg before al, which has the beginnings of their paths.
-    for module in (activelearning, datastore, infer, jobs, session, model, previews, pool_map, seg, al, pages):
+    for module in (
+        activelearning,
+        datastore,
+        infer,
+        jobs,
+        session,
+        model,
+        previews,
+        pool_map,
+        seg,
+        worklist,
+        al,
+        pages,
+    ):
         app.include_router(module.router)
     app.include_router(misc)
     return app
