@@ -20,10 +20,10 @@ WORKERS ?= 2
 help:
 	@sed -n '1,2p' Makefile
 
-run: .venv/installed $(if $(filter demo/images,$(STUDIES)),demo/images)
+run: .venv/installed web/packages/fetched $(if $(filter demo/images,$(STUDIES)),demo/images)
 	$(BIN)/nextslice serve --studies $(STUDIES) --host $(HOST) --port $(PORT) $(CONF)
 
-test: .venv/developer
+test: .venv/developer web/packages/fetched
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: .venv/developer
@@ -57,5 +57,9 @@ demo/images: | .venv/installed
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
+# OHIF and NiiVue, for the pages in the browser. Without npm or a network the server runs, and those pages say what is missing.
+web/packages/fetched: web/fetch.py | .venv/installed
+	@if $(BIN)/python -m web.fetch; then touch $@; fi
+
 clean:
-	rm -rf .venv demo .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv demo web/packages .mypy_cache .ruff_cache .pytest_cache
