@@ -16,7 +16,9 @@ _LOCAL = "127.0.0.1"
 
 @app.command()
 def serve(
-    studies: Annotated[str, typer.Option("--studies", "-s", help="folder with the volumes")],
+    studies: Annotated[
+        str, typer.Option("--studies", "-s", help="folder with the volumes, or address of a DICOMweb archive")
+    ],
     conf: Annotated[
         list[str] | None, typer.Option("--conf", "-c", help="a setting: key value (or key=value); repeat for more")
     ] = None,
@@ -30,7 +32,8 @@ def serve(
     folder = Path(studies)
     if not studies.startswith(("http://", "https://")) and not folder.is_dir():
         _fail(
-            f"--studies must be a folder that is there, got {studies!r}. `nextslice demo-data {studies}` makes one to try."
+            f"--studies must be a folder that is there, or the address of a DICOMweb archive, got {studies!r}. "
+            f"`nextslice demo-data {studies}` makes a folder to try."
         )
     # Imported late: MONAI Label takes seconds that the other commands need not wait for.
     from loop.assembly import check_plans_of, checked_config

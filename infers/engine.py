@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from datastore.volume_io import Volume, read_volume
+from datastore.volume_io import Volume
 from infers.source import Source
 from infers.views import Inputs, look, probabilities, volume_of_slices
 from loop.errors import BadInput
@@ -149,7 +149,7 @@ class PoolViews:
     def _read(self, group: npt.NDArray[np.int64]) -> Prepared | None:
         source = self.sources[int(self.pool.volume[group[0]])]
         try:
-            volume = read_volume(source.path)
+            volume = source.volume()
             if (last := int(self.pool.position[group].max())) >= volume.array.shape[source.axis]:
                 raise BadInput(f"The file changed: it has no slice {last} any more.")
             return prepare(self.segmenter.spec, volume.array, volume.spacing, source.axis)

@@ -8,7 +8,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from datastore.volume_io import read_volume
 from infers.source import Source
 from loop.errors import BadInput
 from loop.pool import WHOLE, IntArray, Pool
@@ -54,7 +53,7 @@ class EmbeddingViews:
     def _read(self, group: npt.NDArray[np.int64]) -> Tensor | None:
         source = self.sources[int(self.pool.volume[group[0]])]
         try:
-            volume = read_volume(source.path)
+            volume = source.volume()
             items = slices_of(volume.array, source.axis, self.learner.size)
             positions = self.pool.position[group]
             if int(positions.max()) >= len(items):

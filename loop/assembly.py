@@ -11,12 +11,15 @@ from monailabel.config import settings
 
 import models
 import strategies
-from datastore.folder import ORIGINAL, FolderDatastore
+from datastore.archive import ArchiveDatastore, parse_conditions
+from datastore.folder import FolderDatastore
+from datastore.rules import ORIGINAL
 from datastore.watcher import FolderWatcher
+from dicom.archive import checked_url
 from infers.task import SegmentationInfer
 from loop.allocation import keep_freed_memory
 from loop.conductor import Conductor
-from loop.config import AppConfig
+from loop.config import AppConfig, is_archive
 from loop.errors import BadInput, unknown
 from loop.rounds import Loop
 from loop.shell import ServedStrategy, SweepScoring
@@ -29,6 +32,9 @@ from trainers.task import LoopTrainer
 
 logger = logging.getLogger(__name__)
 
+_REQUEST_PAUSES = (0.2, 1.0)
+"""Seconds between the tries to reach an archive while somebody waits for the answer."""
+
 _STOCK_KEYS = frozenset({"server_mode"})
 """--conf keys of MONAI Label's own that an app is given too."""
 
@@ -40,32 +46,40 @@ class Assembly:
     config: AppConfig
     store: Store
     loop: Loop
-    datastore: FolderDatastore
+    datastore: FolderDatastore | ArchiveDatastore
     workplace: Workplace
     weights: WeightsFolder
     conductor: Conductor
-    watcher: FolderWatcher
+    watcher: FolderWatcher | None
 
     @classmethod
     def of(cls, studies: str, conf: Mapping[str, str]) -> Self:
-        """The parts for a studies folder.
+        """The parts for a studies folder, or a DICOMweb archive.
 
         Raises:
             BadInput, NotFound: a setting breaks its rule, or names a strategy or model that is not there.
         """
         config = checked_config(studies, conf)
-        root, state = Path(studies).resolve(), config.state_dir(studies)
+        state = config.state_dir(studies)
         _prepare_folder(state)
         settings.MONAI_LABEL_AUTO_UPDATE_SCORING = False  # stock re-queues every scoring at every "next sample"
         settings.MONAI_LABEL_SESSION_PATH = str(state / "sessions")
         store = Store(config.store_url or f"sqlite:///{state / 'store.sqlite'}")
         loop = Loop(store, config)
-        datastore = FolderDatastore(root, state, loop)
-        workplace = Workplace(root, state, datastore.labels, store.url, config.to_json())
-        weights = workplace.weights()
+        if is_archive(studies):
+            return cls._of_archive(checked_url(studies), config, state, store, loop)
+        datastore = FolderDatastore(Path(studies), state, loop)
+        workplace = Workplace(datastore.root, state, datastore.labels, store.url, config.to_json())
         conductor = Conductor(loop, workplace, datastore.refresh, datastore.settle, datastore.quiet)
         watcher = FolderWatcher(datastore.root, datastore.is_ours, conductor.changed)
-        return cls(config, store, loop, datastore, workplace, weights, conductor, watcher)
+        return cls(config, store, loop, datastore, workplace, workplace.weights(), conductor, watcher)
+
+    @classmethod
+    def _of_archive(cls, url: str, config: AppConfig, state: Path, store: Store, loop: Loop) -> Self:
+        workplace = Workplace(state / "archive", state, state / "labels", store.url, config.to_json(), url)
+        datastore = ArchiveDatastore(workplace.images(loop, _REQUEST_PAUSES), state, loop)
+        conductor = Conductor(loop, workplace, datastore.look, datastore.settle, datastore.quiet)
+        return cls(config, store, loop, datastore, workplace, workplace.weights(), conductor, None)
 
     @property
     def model(self) -> str:
@@ -122,7 +136,7 @@ class Assembly:
 
     def start(self) -> None:
         """Bring the records up to the files, watch the folder, and let the conductor begin."""
-        check_plans_of(str(self.workplace.root), self.config)
+        self.workplace.plans()  # raises if they are damaged, or of another configuration
         keep_freed_memory()
         behind = self.datastore.repair()
         if behind:
@@ -131,12 +145,14 @@ class Assembly:
         if current and current != self.loop.current_model():
             self.loop.published(self.model, current, self.weights.card(current)["metrics"], how="found at start")
         self.store.grow_log()
-        self.watcher.start()
+        if self.watcher:
+            self.watcher.start()
         self.conductor.start()
 
     def close(self) -> None:
         """Stop what `start` started."""
-        self.watcher.stop()
+        if self.watcher:
+            self.watcher.stop()
         self.conductor.close()
         self.datastore.settle()
         self.store.close()
@@ -162,9 +178,9 @@ def checked_config(studies: str, conf: Mapping[str, str]) -> AppConfig:
     Raises:
         BadInput: a setting breaks its rule. NotFound: an unknown strategy or model.
     """
-    if studies.startswith(("http://", "https://")):
-        raise BadInput(f"studies must be a folder; DICOMweb archives are not supported yet, got {studies!r}.")
     config = AppConfig.from_conf(conf, studies, _STOCK_KEYS)
+    if is_archive(studies):
+        config = _of_series(studies, config)
     typed = {name: strategies.parse(name, texts) for name, texts in config.parameters.items()}
     config = replace(config, parameters=typed)
     for name in (config.strategy, config.cold_start):
@@ -179,6 +195,19 @@ def checked_config(studies: str, conf: Mapping[str, str]) -> AppConfig:
         "Model %s, default strategy %s, labels %s", model_name(config), config.strategy, ", ".join(config.labels)
     )
     return config
+
+
+def _of_series(url: str, config: AppConfig) -> AppConfig:
+    """The configuration for an archive, where a slice is an instance of its series; raises BadInput if it cannot be."""
+    checked_url(url)
+    parse_conditions(config.archive_conditions)
+    if not config.archive_modalities:
+        raise BadInput("archive_modalities must name at least one modality, such as CT,MR.")
+    if config.axis not in ("auto", "2"):
+        raise BadInput(
+            f"axis must be auto or 2 with an archive, where slices are images of a series, got {config.axis!r}."
+        )
+    return replace(config, axis="2")
 
 
 def check_plans_of(studies: str, config: AppConfig) -> None:

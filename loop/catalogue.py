@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,9 @@ class Found:
         shape, spacing: voxels and mm along the three axes (i, j, k); None if the header could not be read.
         affine: (4, 4) rows, to RAS mm; None as shape.
         error: why it cannot be used.
+        patient: whose it is; None reads it from the id.
+        n_slices: while the shape is not known, how many slices it is said to have, along k.
+        info: what viewers are told of it, beside their own notes.
     """
 
     id: str
@@ -39,6 +42,9 @@ class Found:
     spacing: tuple[float, float, float] | None = None
     affine: list[list[float]] | None = None
     error: str | None = None
+    patient: str | None = None
+    n_slices: int | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Catalogue:
@@ -58,9 +64,7 @@ class Catalogue:
             return
         with self.store.write() as connection:
             known = self._rows(connection, [image.id for image in found])
-            splits = self._splits(
-                connection, [self.config.patient_of(image.id) for image in found if image.id not in known]
-            )
+            splits = self._splits(connection, [self._patient(image) for image in found if image.id not in known])
             fresh = [self._fresh(image, splits, at) for image in found if image.id not in known]
             if fresh:
                 connection.execute(images.insert(), fresh)
@@ -93,14 +97,20 @@ class Catalogue:
         return hashlib.sha256(f"{self.config.seed}/{patient}".encode()).digest()
 
     def _fresh(self, image: Found, splits: Mapping[str, str], at: float) -> dict[str, Any]:
-        patient = self.config.patient_of(image.id)
-        base = {"id": image.id, "patient": patient, "split": splits[patient], "added_at": at, "info": {}}
+        patient = self._patient(image)
+        base = {"id": image.id, "patient": patient, "split": splits[patient], "added_at": at, "info": dict(image.info)}
         return base | self._facts(image)
+
+    def _patient(self, image: Found) -> str:
+        return self.config.patient_of(image.id) if image.patient is None else image.patient
 
     def _facts(self, image: Found) -> dict[str, Any]:
         facts: dict[str, Any] = {"path": image.path, "version": image.version, "error": image.error, "missing": False}
         if image.shape is None or image.spacing is None:
-            return facts | {"shape": None, "spacing": None, "affine": None, "axis": None, "n_slices": 0}
+            unknown = {"shape": None, "spacing": None, "affine": None}
+            if image.n_slices is None:
+                return facts | unknown | {"axis": None, "n_slices": 0}
+            return facts | unknown | {"axis": 2, "n_slices": image.n_slices}
         axis = self.config.axis_of(image.spacing)
         n_slices = image.shape[axis]
         geometry = {"shape": list(image.shape), "spacing": list(image.spacing), "affine": image.affine}
@@ -112,7 +122,7 @@ class Catalogue:
             # Its labels no longer fit: keep the facts they were made for and ask for nothing more of it.
             facts = {
                 "version": image.version,
-                "error": f"the file changed from {known['shape']} to {facts['shape']} voxels after slices were annotated",
+                "error": f"it changed from {_size(known)} to {_size(facts)} after slices were annotated",
             }
         if known["n_labeled"] and image.error is not None:
             facts = {"version": image.version, "error": image.error}
@@ -253,6 +263,10 @@ class Catalogue:
             "skipped": skipped,
             "leased": leased,
         }
+
+
+def _size(facts: Mapping[str, Any] | RowMapping) -> str:
+    return f"{facts['shape']} voxels" if facts["shape"] else f"{facts['n_slices']} slices"
 
 
 def _mark(target: np.ndarray, at: Mapping[str, tuple[int, int]], pairs: Sequence[Any]) -> None:

@@ -1,6 +1,7 @@
 """What a user can set with `--conf key value`, checked before anything starts."""
 
 import difflib
+import hashlib
 import json
 import math
 import re
@@ -21,6 +22,11 @@ BACKGROUND_STROKES = "background_strokes"
 """A viewer's 0 is "nothing drawn": with scribbles, strokes of background are a segment of this name."""
 
 _TRUE, _FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
+
+
+def is_archive(studies: str) -> bool:
+    """Whether studies are named by the address of a DICOMweb archive, and not by a folder."""
+    return studies.startswith(("http://", "https://"))
 
 
 def setting(
@@ -59,9 +65,28 @@ class AppConfig:
         "slice axis; auto is the axis of coarsest spacing, the last among equals",
         choices=("auto", "0", "1", "2"),
     )
-    state: str = setting("", "folder for records, submissions, models; empty is .nextslice in the studies folder")
+    state: str = setting(
+        "",
+        "folder for records, submissions, models; empty is .nextslice in the studies folder, of an archive a folder in "
+        "~/.local/share/nextslice",
+    )
     store_url: str = setting("", "database URL (SQLAlchemy); empty is a SQLite file in the state folder")
-    rescan_seconds: float = setting(30.0, "look for new images at least this often, besides file events", low=1)
+    rescan_seconds: float = setting(
+        30.0,
+        "look for new images at least this often, besides file events; an archive that takes long, less often",
+        low=1,
+    )
+
+    archive_modalities: tuple[str, ...] = setting(
+        ("CT", "MR", "PT"), "of an archive: modalities of the series to take, comma separated"
+    )
+    archive_conditions: str = setting(
+        "", "of an archive: more conditions of the search, as in an address: StudyDate=20240101-&PatientID=A*"
+    )
+    archive_cache_mb: int = setting(
+        20480, "of an archive: MiB of fetched volumes kept in the state folder; the least recently used go first", low=1
+    )
+    archive_timeout: float = setting(30.0, "of an archive: seconds to wait for the next piece of an answer", low=0.1)
 
     strategy: str = setting("sb_max_entropy", "the default query strategy")
     parameters: Mapping[str, Mapping[str, Any]] = field(
@@ -251,8 +276,14 @@ class AppConfig:
         return (self.unlabeled_value or len(self.labels) + 1) if self.supervision == "scribble" else None
 
     def state_dir(self, studies: str) -> Path:
-        """Where everything of ours lives."""
-        return Path(self.state).resolve() if self.state else Path(studies).resolve() / ".nextslice"
+        """Where everything of ours lives; of an archive, in the user's home, under the address."""
+        if self.state:
+            return Path(self.state).resolve()
+        if is_archive(studies):
+            name = re.sub(r"[^A-Za-z0-9.]+", "-", studies.partition("://")[2])[:80].strip("-.")
+            digest = hashlib.sha256(studies.rstrip("/").encode()).hexdigest()[:12]
+            return Path.home() / ".local" / "share" / "nextslice" / f"{name}-{digest}"
+        return Path(studies).resolve() / ".nextslice"
 
     def patient_of(self, image_id: str) -> str:
         """The patient that `patient_pattern` finds in the id, else the id itself."""
@@ -283,7 +314,7 @@ class AppConfig:
 def _described(studies: str) -> dict[str, Any]:
     """labels and patient_pattern from the studies folder's own description, where it has one."""
     file = Path(studies) / DATASET_FILE
-    if not file.is_file():
+    if is_archive(studies) or not file.is_file():
         return {}
     try:
         found = json.loads(file.read_text())

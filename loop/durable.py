@@ -1,10 +1,14 @@
 """Files that are there whole or not at all, also after a crash."""
 
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from loop.errors import Conflict
 
 
 @contextmanager
@@ -49,3 +53,25 @@ def sync_file(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def place_durably(source: Path, target: Path, *, own: bool) -> None:
+    """Give a file's content another name, without ever replacing a file; complete and synced under it, or not there.
+
+    Args:
+        own: nobody else has the source open or keeps it, so that a second name will do for a copy.
+    """
+    beside = source
+    try:
+        if not own or source.stat().st_dev != target.parent.stat().st_dev:
+            beside = target.with_name(f".{target.name[:100]}.{time.time_ns()}")
+            shutil.copyfile(source, beside)
+        sync_file(beside)
+        os.link(beside, target)
+    except FileExistsError:
+        raise Conflict(f"{target.name} is there already and is never overwritten.") from None
+    finally:
+        if beside != source:
+            beside.unlink(missing_ok=True)
+    os.chmod(target, 0o644)
+    sync_file(target.parent)

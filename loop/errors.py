@@ -7,6 +7,7 @@ NextSliceError (500)
   Conflict (409)        right request, wrong moment
   Gone (410)            the lease was lost
   TooLarge (413)        over a size limit
+  Unavailable (503)     what we depend on is down; the same request may succeed later
 """
 
 from collections.abc import Iterable
@@ -40,6 +41,10 @@ class Gone(NextSliceError):
 
 class TooLarge(NextSliceError):
     status = 413
+
+
+class Unavailable(NextSliceError):
+    status = 503
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> NotFound:

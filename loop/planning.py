@@ -66,12 +66,14 @@ def _cases(workplace: Workplace, loop: Loop) -> list[Planned]:
     located = loop.catalogue.located()
     annotated = {row["id"] for row in loop.labeled_images()}
     axes = Counter(row["axis"] for row in located.values())
+    fetching = workplace.fetching(loop)
     volumes = configuration(workplace.open_config()) != "2d"
     return [
         Planned(
             workplace.root / row["path"],
             axes.most_common(1)[0][0] if volumes else row["axis"],
             workplace.labels / "final" / f"{image_id}.nii.gz" if image_id in annotated else None,
+            fetching(image_id),
         )
         for image_id, row in located.items()
     ]

@@ -448,6 +448,24 @@ class Loop:
             self._close(connection, ticket, "skipped", reason)
             self._answer(connection, ticket["image_id"], keys, "skipped")
 
+    def unusable(self, image_id: str, reason: str) -> None:
+        """Ask no more for an image that turned out to be unreadable: its tickets end, and no round waits for it."""
+        self.catalogue.mark_unreadable(image_id, reason, self.clock())
+        with self.store.write() as connection:
+            of_image = tickets.c.image_id == image_id
+            for row in (
+                connection.execute(sa.select(tickets).where(of_image, tickets.c.state == "open")).mappings().all()
+            ):
+                self._close(connection, row, "released", f"the image cannot be used: {reason}")
+            pending = (round_items.c.image_id == image_id) & (round_items.c.state == "pending")
+            touched = round_items.update().where(pending).values(state="unreadable").returning(round_items.c.round)
+            self._close_finished(connection, set(connection.execute(touched).scalars()))
+
+    def leased_images(self) -> set[str]:
+        """Images that somebody annotates now."""
+        with self.store.read() as connection:
+            return set(connection.execute(sa.select(leases.c.image_id).distinct()).scalars())
+
     def _answer(self, connection: Connection, image_id: str, keys: Sequence[int], state: str) -> None:
         """Items of open rounds that are answered now; rounds with nothing left become done."""
         touched = connection.execute(statements.ANSWER, {"image": image_id, "slices": list(keys), "new_state": state})

@@ -82,6 +82,7 @@ def sample_of(ticket: Ticket) -> dict[str, Any]:
             "items": ticket.items,
             "score": ticket.items[0]["score"],
             "why": ticket.items[0]["why"],
+            "patient": ticket.patient,
             "annotator": ticket.annotator,
             "expires_at": ticket.expires_at,
         },

@@ -142,8 +142,9 @@ class SweepSource:
 
     def _sources(self, pool: Pool) -> list[Source]:
         located, root = self.worker.loop.catalogue.located(), self.worker.workplace.root
+        fetching = self.worker.fetching
         return [
-            Source(image_id, root / located[image_id]["path"], located[image_id]["axis"])
+            Source(image_id, root / located[image_id]["path"], located[image_id]["axis"], fetching(image_id))
             for image_id in pool.items.image_ids
         ]
 

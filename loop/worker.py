@@ -9,7 +9,7 @@ from typing import Any
 import strategies
 from infers.engine import pick_device
 from loop.allocation import keep_freed_memory
-from loop.errors import BadInput, NextSliceError
+from loop.errors import BadInput, NextSliceError, Unavailable
 from loop.parent import end_with_parent
 from loop.planning import plan_if_needed
 from loop.rounds import Loop
@@ -41,6 +41,10 @@ def run(workplace: Workplace, job_id: str) -> None:
         worker = Worker(workplace, loop, job)
         plan_if_needed(worker)
         result = JOBS[job["kind"]](worker)
+    except Unavailable as error:
+        # Lost and not failed: whatever made it due still does, and it is tried again.
+        logger.error("%s gave up: %s", job["kind"], error)
+        loop.jobs.end(job_id, "lost", message=str(error))
     except NextSliceError as error:
         logger.error("%s failed: %s", job["kind"], error)
         loop.jobs.end(job_id, "error", message=str(error))
@@ -85,6 +89,7 @@ def train(worker: Worker) -> dict[str, Any]:
             version=row["version"],
             unlabeled=worker.config.unlabeled(),
             outside=worker.config.supervision == "scribble" and worker.config.scribble_outside,
+            fetch=worker.fetching(row["id"]),
         )
         for row in worker.loop.labeled_images()
     ]

@@ -2,15 +2,18 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import models
+from datastore.volume_io import is_here
+from dicom.archive import Account, Archive
+from dicom.images import ArchiveImages
 from loop.config import AppConfig
-from loop.errors import BadInput
+from loop.errors import BadInput, NotFound
 from loop.rounds import Loop
 from models import plans
 from models.plans import Plans
@@ -19,6 +22,8 @@ from models.weights import WeightsFolder
 logger = logging.getLogger(__name__)
 
 _REPORT_SECONDS = 0.5
+_JOB_PAUSES = (1.0, 3.0, 6.0, 10.0, 20.0, 20.0)
+"""Seconds between a job's tries to reach the archive, in which it may be started anew."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,8 @@ class Workplace:
     """Where the worker finds everything; survives being sent to another process.
 
     Attributes:
-        root: the studies folder. state: the state folder. labels: the folder of the composite masks.
+        root: what the images' paths are relative to. state: the state folder. labels: the folder of the composite masks.
+        archive: address of the DICOMweb archive that the images come from; "" where they are files of a folder.
     """
 
     root: Path
@@ -34,6 +40,7 @@ class Workplace:
     labels: Path
     store_url: str
     config: Mapping[str, Any]
+    archive: str = ""
 
     def open_config(self) -> AppConfig:
         return AppConfig.from_json(self.config)
@@ -78,6 +85,30 @@ class Workplace:
         """Where the configured model's weights and plans are."""
         return self.state / "models" / model_name(self.open_config())
 
+    def images(self, loop: Loop, pauses: Sequence[float] = ()) -> ArchiveImages:
+        """The archive's images.
+
+        Args:
+            pauses: seconds before each further try while the archive is down.
+        """
+        config = self.open_config()
+        archive = Archive(self.archive, Account.from_environment(), timeout=config.archive_timeout, pauses=pauses)
+        return ArchiveImages(archive, self.root, loop, config.archive_cache_mb << 20)
+
+    def fetching(self, loop: Loop) -> Callable[[str], Callable[[], object]]:
+        """For jobs: of an image id, what brings its file to where it is read; a job waits a while for an archive."""
+        if not self.archive:
+            return lambda image_id: is_here
+        images = self.images(loop, _JOB_PAUSES)
+
+        def fetch(image_id: str) -> None:
+            try:
+                images.fetch(image_id)
+            except NotFound as error:  # gone since the job began, or annotated and then deleted: one image less
+                raise BadInput(str(error)) from None
+
+        return lambda image_id: partial(fetch, image_id)
+
     def weights(self) -> WeightsFolder:
         """The configured model's weights."""
         return WeightsFolder(self.model_folder)
@@ -119,6 +150,11 @@ class Worker:
         """The configured model; raises as `Workplace.spec`."""
         return self.workplace.spec()
 
+    @cached_property
+    def fetching(self) -> Callable[[str], Callable[[], object]]:
+        """As `Workplace.fetching`."""
+        return self.workplace.fetching(self.loop)
+
     def report(self, **progress: Any) -> None:
         """Put progress into the store, at most twice a second, and always when complete."""
         now = time.monotonic()
@@ -132,5 +168,5 @@ class Worker:
 
     def unreadable(self, image_id: str, reason: str) -> None:
         """An image turned out to be unreadable: ask no more for it, and say so."""
-        self.loop.catalogue.mark_unreadable(image_id, reason, self.loop.clock())
+        self.loop.unusable(image_id, reason)
         self.warn(f"{image_id} was left out: {reason}")

@@ -33,7 +33,8 @@ def next_sample(strategy: str, params: Params = None, user: User = Depends(AnyUs
     if not sample:
         return {}
     image = parts().loop.catalogue.image(sample["id"])
-    path = parts().datastore.root / image["path"]
+    datastore = parts().datastore
+    path = datastore.root / image["path"]
     local = {"path": str(path)} if parts().config.share_paths else {}
     # `name` is the file name of Slicer's download: without its suffix Slicer cannot read it.
-    return {**sample, **local, "name": PurePosixPath(image["path"]).name}
+    return {**datastore.viewer_facts(image), **sample, **local, "name": PurePosixPath(image["path"]).name}

@@ -56,7 +56,8 @@ def _shown(ticket: Ticket) -> dict[str, Any]:
 
 @router.get("/progress", summary="How far the annotation is, and what runs now")
 def progress(user: User = Depends(AnyUser)) -> dict[str, Any]:
-    """Counts of images and slices; the open rounds; the running training and sweep with fraction and eta in s; the model."""
+    """Counts of images and slices; the open rounds; the running training and sweep with fraction and eta in s; the model;
+    how the archive is doing."""
     here = parts()
     digest = here.weights.current()
     running = {kind: [shown(job) for job in here.loop.jobs.active(kind)] for kind in ("train", "sweep")}
@@ -72,6 +73,7 @@ def progress(user: User = Depends(AnyUser)) -> dict[str, Any]:
         "unlabeled_value": here.config.unlabeled(),
         "unit": here.config.unit,
         "strategy": here.config.strategy,
+        "source": here.datastore.source(),
     }
 
 
@@ -123,7 +125,10 @@ def _why_none() -> str:
         if here.loop.jobs.active(kind):
             return f"The round is handed out; {doing} is running, and a new round follows."
     if counts["slices"] == 0:
-        return "There are no images in the studies folder yet."
+        source = here.datastore.source()
+        if source is None:
+            return "There are no images in the studies folder yet."
+        return source["trouble"] or "The archive lists no series of the configured modalities and conditions."
     if counts["labeled_slices"] + counts["skipped"] >= counts["slices"]:
         return "Every slice is annotated or skipped."
     return "All items of the round are handed out. They come back when they are released or their lease ends."
@@ -219,6 +224,12 @@ async def stream_events(
 
 @router.get("/health", summary="Is the server fit to work")
 def health(user: User = Depends(AnyUser)) -> dict[str, Any]:
-    """200 when the store answers."""
+    """200 when the store answers; `source` tells whether an archive does."""
     here = parts()
-    return {"status": "ok", "images": here.loop.catalogue.counts()["images"], "model": here.weights.current()}
+    counts = here.loop.catalogue.counts()
+    return {
+        "status": "ok",
+        "images": counts["images"],
+        "model": here.weights.current(),
+        "source": here.datastore.source(),
+    }

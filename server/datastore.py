@@ -9,7 +9,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from monailabel.endpoints.user.auth import User
 from monailabel.utils.others.generic import file_checksum, get_mime_type
 
-from datastore.folder import FINAL, check_id
+from datastore.rules import FINAL, check_id
 from datastore.volume_io import suffix_of
 from loop.errors import BadInput, NotFound
 from server.door import Admin, Annotator, AnyUser, annotator_of, parse_params, parts, received
@@ -65,7 +65,7 @@ def check_image(image: str, check_sum: str | None = None, user: User = Depends(A
 
 @router.get("/image", summary="Download a volume")
 def download_image(image: str, user: User = Depends(AnyUser)) -> FileResponse:
-    """The file as it is in the studies folder."""
+    """The file as it is in the studies folder; of an archive, the series as .nii.gz."""
     return _file(parts().datastore.image_path(image))
 
 

@@ -14,6 +14,7 @@ import httpx
 import pytest
 import torch
 
+from bench.orthanc import Orthanc, missing
 from bench.phantom import write_phantoms
 
 ROOT = Path(__file__).parent.parent
@@ -168,3 +169,21 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data is not at {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+    """One real, empty Orthanc for the session; tests upload under patients of their own. Skips where there is none."""
+    if reason := missing():
+        pytest.skip(reason)
+    with Orthanc(tmp_path_factory.mktemp("orthanc")) as running:
+        yield running
+
+
+@pytest.fixture
+def own_archive(tmp_path: Path) -> Iterator[Orthanc]:
+    """A real, empty Orthanc of the test's own, which it may stop and start."""
+    if reason := missing():
+        pytest.skip(reason)
+    with Orthanc(tmp_path / "orthanc") as running:
+        yield running

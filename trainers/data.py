@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from datastore.volume_io import Volume, read_volume
+from datastore.volume_io import Volume, is_here, read_volume
 from loop.errors import BadInput
 from models.preprocess import IGNORED, grid_spacing, prepare, prepare_label
 from models.spec import ModelSpec
@@ -27,6 +27,7 @@ class Case:
         unlabeled: value of the mask's voxels that nobody annotated on an annotated slice; None: there are none.
         outside: take some voxels outside strokes of background that enclose the others for background, as `with_outside`
             says; in training only.
+        fetch: brings the image's file there, if it comes from elsewhere and is not there.
     """
 
     image_id: str
@@ -38,6 +39,7 @@ class Case:
     version: str = ""
     unlabeled: int | None = None
     outside: bool = False
+    fetch: Callable[[], object] = is_here
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ def _read(spec: ModelSpec, case: Case, cache: PreparedCache | None) -> Loaded:
 
 
 def _inputs(spec: ModelSpec, case: Case, rows: list[int]) -> Inputs:
+    case.fetch()
     image = read_volume(case.image)
     prepared = prepare(spec, image.array, image.spacing, case.axis)
     rows = [row for row in rows if row < len(prepared.data)]

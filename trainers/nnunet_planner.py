@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from datastore.volume_io import read_volume
+from datastore.volume_io import is_here, read_volume
 from loop.errors import BadInput
 from models.plans import Plans
 from models.preprocess import finite_voxels
@@ -34,11 +34,13 @@ class Planned:
     Attributes:
         lead: the axis that the planner sees first.
         mask: the composite mask, where something is annotated.
+        fetch: brings the image's file there, if it comes from elsewhere and is not there.
     """
 
     image: Path
     lead: int
     mask: Path | None = None
+    fetch: Callable[[], object] = is_here
 
 
 def make_plans(
@@ -147,6 +149,7 @@ class _Reader:
         self.darkest = 0.0
 
     def read_images(self, files: Sequence[str]) -> tuple[npt.NDArray[Any], dict[str, Any]]:
+        self._case.fetch()
         volume = read_volume(self._case.image)
         self._voxels = finite_voxels(volume.array).numpy().transpose(self._order)[None]
         if not self._voxels.any():

@@ -6,7 +6,7 @@ from typing import Any
 from config import DESCRIPTION, NAME, VERSION
 from monailabel.interfaces.app import MONAILabelApp
 
-from datastore.folder import FolderDatastore
+from datastore.served import ServedDatastore
 from infers.task import BatchInference, SegmentationInfer
 from loop.assembly import Assembly
 from loop.shell import ServedStrategy, SweepScoring
@@ -23,7 +23,7 @@ class Radiology(MONAILabelApp):
             app_dir, studies, dict(conf), NAME, DESCRIPTION, VERSION, labels=list(self.parts.config.labels)
         )
 
-    def init_datastore(self) -> FolderDatastore:
+    def init_datastore(self) -> ServedDatastore:
         return self.parts.datastore
 
     def init_infers(self) -> dict[str, SegmentationInfer]:

@@ -1,0 +1,1 @@
+"""DICOM: series of an archive as volumes, and back."""
