@@ -23,14 +23,12 @@ from starlette.middleware import Middleware
 
 from loop.assembly import Assembly
 from loop.errors import Forbidden, NextSliceError, NotFound
-from server import activelearning, al, datastore, door, infer, jobs, model, session
+from server import activelearning, al, datastore, dicomweb_proxy, door, infer, jobs, links, model, ohif, session
 from server.door import Admin, AnyUser, parts, told, told_invalid
 
 logger = logging.getLogger(__name__)
 
 _STATIC = Path(monailabel.__file__).parent / "endpoints" / "static"
-_OHIF = _STATIC / "ohif"
-_OHIF_FILES = frozenset(file.relative_to(_OHIF).as_posix() for file in _OHIF.rglob("*") if file.is_file())
 
 misc = APIRouter()
 
@@ -83,18 +81,13 @@ def favicon() -> FileResponse:
     return FileResponse(_STATIC / "favicon.ico", media_type="image/x-icon")
 
 
-@misc.get("/ohif/{path:path}", include_in_schema=False)
-def ohif(path: str, user: User = Depends(AnyUser)) -> FileResponse:
-    """The OHIF viewer that MONAI Label brings; it finds its own way from its first page."""
-    return FileResponse(_OHIF / (path if path in _OHIF_FILES else "index.html"))
-
-
 @asynccontextmanager
-async def _lifespan(_: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     instance = app_instance()
     instance.server_mode(True)
     instance.on_init_complete()
     yield
+    await dicomweb_proxy.close(app)
     instance.parts.close()
 
 
@@ -111,7 +104,7 @@ def create_app() -> FastAPI:
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     if settings.MONAI_LABEL_AUTH_ENABLE:
         app.include_router(login.router)
-    for module in (activelearning, datastore, infer, jobs, session, model, al):
+    for module in (activelearning, datastore, infer, jobs, session, model, al, links, dicomweb_proxy, ohif):
         app.include_router(module.router)
     app.include_router(misc)
     return app
