@@ -39,6 +39,7 @@ NextSlice.bar = (() => {
     parts.previous.setAttribute("aria-label", "Previous asked slice");
     parts.following.setAttribute("aria-label", "Next asked slice");
     document.body.append(bar);
+    document.body.classList.add("nextslice");
     parts.bar = bar;
   }
 

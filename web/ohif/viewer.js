@@ -58,12 +58,16 @@ NextSlice.viewer = (() => {
     ["pointerdown", "wheel"].forEach((name) => element.addEventListener(name, () => (wanted = null), { capture: true }));
   }
 
-  function smallBrush() {
+  // The brush in the hand, of a size that fits the image.
+  function takeBrush() {
     const data = viewport()?.getImageData?.();
-    if (!data) return;
-    const sides = [0, 1].map((axis) => data.dimensions[axis] * data.spacing[axis]);
-    const value = Math.max(SMALLEST_BRUSH_MM, Math.round(Math.min(...sides) * BRUSH_SHARE * 10) / 10);
-    ohif.commands.run("setBrushSize", { value });
+    if (data) {
+      const sides = [0, 1].map((axis) => data.dimensions[axis] * data.spacing[axis]);
+      const value = Math.max(SMALLEST_BRUSH_MM, Math.round(Math.min(...sides) * BRUSH_SHARE * 10) / 10);
+      ohif.commands.run("setBrushSize", { value });
+    }
+    ohif.commands.run("setToolActiveToolbar", { toolName: "CircularBrush" });
+    ohif.services.toolbarService.refreshToolbarState({ viewportId: ohif.services.viewportGridService.getActiveViewportId() });
   }
 
   async function emptyMask() {
@@ -77,6 +81,7 @@ NextSlice.viewer = (() => {
     segmentationService.setSegmentLabel(segmentationId, 1, names[0]);
     names.slice(1).forEach((label, k) => segmentationService.addSegment(segmentationId, { segmentIndex: k + 2, label }));
     segmentationService.setActiveSegment(segmentationId, 1);
+    takeBrush();
   }
 
   // The mask so far, a DICOM SEG of the archive, for editing. False if the archive lists no such series in this study.
@@ -93,6 +98,7 @@ NextSlice.viewer = (() => {
         if (!known[k + 1]) segmentationService.addSegment(id, { segmentIndex: k + 1, label });
       });
       segmentationService.setActiveSegment(id, 1);
+      takeBrush();
       atStart = painted();
       show(wanted ?? NextSlice.firstSop);
       tell();
@@ -152,7 +158,6 @@ NextSlice.viewer = (() => {
       watch();
       if (!begun && viewport()) {
         begun = true;
-        smallBrush();
         if (NextSlice.ticket && !(NextSlice.startSeries && startMask())) await emptyMask();
         NextSlice.bar?.ready();
       }
