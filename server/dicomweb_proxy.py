@@ -3,7 +3,6 @@
 The address of a ticket, /dicom-web/tickets/{ticket}/..., is the same archive; what is stored there is known to answer the ticket.
 """
 
-import json
 import logging
 import re
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +17,7 @@ from monailabel.endpoints.user.auth import User
 
 from datastore.archive import ArchiveDatastore
 from dicom.archive import Account
+from dicom.stow import stored_in
 from loop.errors import Forbidden, NotFound, Unavailable
 from server.door import Annotator, AnyUser, parts
 
@@ -37,7 +37,6 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }
-_REFERENCED_SOPS, _SOP_CLASS, _SOP_INSTANCE = "00081199", "00081150", "00081155"
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Stored:
 
 
 listeners: list[Callable[[Stored], None]] = []
-"""Called in a thread, before the viewer is answered, with what the archive took. An error is logged: the archive has the instances."""
+"""Called in a thread, before the viewer is answered, with what the archive took; errors are logged."""
 
 
 class _Archive:
@@ -158,16 +157,6 @@ def _tell(stored: Stored) -> None:
             listener(stored)
         except Exception:  # it is stored: the viewer must not send it again
             logger.exception("What was stored in the archive could not be taken in: %s", stored)
-
-
-def stored_in(answer: bytes) -> tuple[tuple[str, str], ...]:
-    """(SOP class UID, SOP instance UID) of what an archive says it took; () if it says nothing of the kind."""
-    try:
-        told = json.loads(answer)
-        entries = told[_REFERENCED_SOPS].get("Value", [])
-        return tuple((str(one[_SOP_CLASS]["Value"][0]), str(one[_SOP_INSTANCE]["Value"][0])) for one in entries)
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
-        return ()
 
 
 async def _ask(request: Request, path: str, body: AsyncIterator[bytes] | None) -> httpx.Response:

@@ -93,6 +93,7 @@ NextSlice.bar = (() => {
     const sop = asked.sops[at];
     if (viewer.painted().has(sop)) return say("There is paint on this slice: erase it first, or press Done.", "error");
     asked.nothingOn.add(sop);
+    draw();
     return onward();
   }
 

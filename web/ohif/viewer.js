@@ -113,6 +113,7 @@ NextSlice.viewer = (() => {
   // SOP UIDs of the slices with voxels of the mask that is stored.
   function painted() {
     const found = new Set();
+    if (!ohif) return found;
     const mask = cornerstoneTools.segmentation.state.getSegmentation(active());
     for (const imageId of mask?.representationData?.Labelmap?.imageIds ?? []) {
       const image = cornerstone.cache.getImage(imageId);
