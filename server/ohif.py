@@ -4,8 +4,9 @@ The files come from the set-up (`web/fetch.py`). They are not secret, so they ar
 /dicom-web and /al, which know their users.
 """
 
+import re
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import monailabel
 from fastapi import APIRouter, Request
@@ -21,6 +22,9 @@ _PACKAGE = _WEB / "packages" / "ohif"
 _OURS = _WEB / "ohif"
 _OUR_SCRIPTS = ("asked.js", "viewer.js", "bar.js", "app-config.js")
 """Before OHIF's own, in this order: the configuration, last, names the extension that the others make."""
+
+_FILE_NAME = re.compile(r"\.[A-Za-z][A-Za-z0-9]*$")
+"""Asks for a file; anything else is a place in the viewer's one page."""
 
 _POLICY = (
     "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
@@ -63,7 +67,7 @@ def ohif(path: str, request: Request) -> Response:
         if ".bundle." in file.name and file.suffix == ".js":
             headers["Cache-Control"] = f"private, max-age={_BUNDLE_SECONDS}"
         return page_file(request, file, headers)
-    if PurePosixPath(path).suffix in (".js", ".css", ".wasm", ".json", ".map", ".png", ".woff2"):
+    if _FILE_NAME.search(path):
         raise NotFound(f"There is no file {path[:100]!r} in OHIF.")
     return Response(
         _page((_PACKAGE / "index.html").read_text()), media_type="text/html", headers={**HEADERS, **headers}
@@ -90,7 +94,7 @@ def stock(path: str, request: Request) -> Response:
     """MONAI Label's own build of OHIF with its panel: auto-segmentation, next sample."""
     headers = {**HEADERS, "Content-Security-Policy": _STOCK_POLICY}
     file = inside(_STOCK, path)
-    if file is None and PurePosixPath(path).suffix in (".js", ".css", ".wasm", ".json", ".map", ".png"):
+    if file is None and _FILE_NAME.search(path):
         raise NotFound(f"There is no file {path[:100]!r} in MONAI Label's OHIF.")
     if file is None or file.name == "index.html":
         page = _stock_text("index.html")
