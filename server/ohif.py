@@ -20,7 +20,7 @@ router = APIRouter(include_in_schema=False)
 _WEB = Path(__file__).parent.parent / "web"
 _PACKAGE = _WEB / "packages" / "ohif"
 _OURS = _WEB / "ohif"
-_OUR_SCRIPTS = ("asked.js", "viewer.js", "bar.js", "app-config.js")
+_OUR_SCRIPTS = ("asked.js", "plain_view.js", "viewer.js", "bar.js", "app-config.js")
 """Before OHIF's own, in this order: the configuration, last, names the extension that the others make."""
 
 _FILE_NAME = re.compile(r"\.[A-Za-z][A-Za-z0-9]*$")
