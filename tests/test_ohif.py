@@ -149,6 +149,11 @@ class Browser:
         found: list[str] = self.driver.execute_script(script)
         return found
 
+    def brush_mm(self) -> float:
+        """The brush's radius, as OHIF's panel shows it."""
+        label = self.driver.find_element(By.XPATH, "//*[text()='Radius (mm)']/ancestor::*[.//input][1]")
+        return float(str(label.find_element(By.TAG_NAME, "input").get_attribute("value")))
+
     def drag(self, dx: int = 60) -> None:
         """Paint a stroke through the middle of the viewport."""
         canvas = self.element("canvas.cornerstone-canvas")
@@ -234,6 +239,7 @@ def edit(browser: Browser, link: str, ticket: dict[str, Any]) -> None:
     browser.drag()
     browser.wait("paint on it", lambda: sorted(browser.painted_slices()) == sorted(ticket["sop_instances"]))
     browser.picture("5-edited")
+    assert browser.brush_mm() < 5
 
 
 def say_nothing(place: Place, browser: Browser) -> None:

@@ -1,5 +1,7 @@
 // An array seen along axes, in place of the one in OHIF that is written as text and evaluated, which our policy forbids.
 // OHIF reads every DICOM SEG through it. The names and the order of arguments are those of the package ndarray.
+const given = (place) => typeof place === "number" && place >= 0;
+
 NextSlice.PlainView = class PlainView {
   constructor(data, shape, stride, offset, dtype) {
     this.data = data;
@@ -41,13 +43,13 @@ NextSlice.PlainView = class PlainView {
 
   // Without what lies from `ends` on, of each axis that one is given for.
   hi(...ends) {
-    const shape = this.shape.map((length, axis) => (ends[axis] >= 0 ? ends[axis] : length));
+    const shape = this.shape.map((length, axis) => (given(ends[axis]) ? ends[axis] : length));
     return this.seen(shape, this.stride, this.offset);
   }
 
   // Without what lies before `starts`.
   lo(...starts) {
-    const skipped = this.shape.map((_, axis) => (starts[axis] >= 0 ? starts[axis] : 0));
+    const skipped = this.shape.map((_, axis) => (given(starts[axis]) ? starts[axis] : 0));
     const shape = this.shape.map((length, axis) => length - skipped[axis]);
     return this.seen(shape, this.stride, this.index(...skipped));
   }
@@ -67,8 +69,8 @@ NextSlice.PlainView = class PlainView {
 
   // Fixed at a place along each axis that one is given for, which the view then lacks.
   pick(...at) {
-    const kept = this.shape.map((_, axis) => axis).filter((axis) => !(at[axis] >= 0));
-    const fixed = this.shape.map((_, axis) => (at[axis] >= 0 ? at[axis] : 0));
+    const kept = this.shape.map((_, axis) => axis).filter((axis) => !given(at[axis]));
+    const fixed = this.shape.map((_, axis) => (given(at[axis]) ? at[axis] : 0));
     return this.seen(kept.map((axis) => this.shape[axis]), kept.map((axis) => this.stride[axis]), this.index(...fixed));
   }
 };

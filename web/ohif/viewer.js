@@ -10,6 +10,8 @@ NextSlice.viewer = (() => {
   let wanted = null; // the SOP UID to stay on while OHIF arranges itself; null once somebody has touched the page
   let corrections = 0;
   let atStart = new Set(); // SOP UIDs of slices that the start mask has voxels on
+  let holdsBrush = false;
+  let brushFits = false;
   const watched = new WeakSet();
   const listeners = new Set();
 
@@ -43,6 +45,7 @@ NextSlice.viewer = (() => {
   }
 
   function onNewImage() {
+    if (holdsBrush) sizeBrush();
     if (wanted && currentSop() !== wanted && corrections < MOST_CORRECTIONS) {
       corrections += 1;
       queueMicrotask(() => wanted && show(wanted));
@@ -58,15 +61,22 @@ NextSlice.viewer = (() => {
     ["pointerdown", "wheel"].forEach((name) => element.addEventListener(name, () => (wanted = null), { capture: true }));
   }
 
-  // The brush in the hand, of a size that fits the image.
+  // Once an image is shown, and not again: the annotator may have chosen another size.
+  function sizeBrush() {
+    const imageId = brushFits ? null : viewport()?.getCurrentImageId?.();
+    const image = imageId ? cornerstone.cache.getImage(imageId) : null;
+    if (!image) return;
+    const shorter = Math.min(image.height * image.rowPixelSpacing, image.width * image.columnPixelSpacing);
+    const value = Math.max(SMALLEST_BRUSH_MM, Math.round(shorter * BRUSH_SHARE * 10) / 10);
+    if (!Number.isFinite(value)) return;
+    ohif.commands.run("setBrushSize", { value });
+    brushFits = true;
+  }
+
   function takeBrush() {
-    const data = viewport()?.getImageData?.();
-    if (data) {
-      const sides = [0, 1].map((axis) => data.dimensions[axis] * data.spacing[axis]);
-      const value = Math.max(SMALLEST_BRUSH_MM, Math.round(Math.min(...sides) * BRUSH_SHARE * 10) / 10);
-      ohif.commands.run("setBrushSize", { value });
-    }
     ohif.commands.run("setToolActiveToolbar", { toolName: "CircularBrush" });
+    holdsBrush = true;
+    sizeBrush();
     ohif.services.toolbarService.refreshToolbarState({ viewportId: ohif.services.viewportGridService.getActiveViewportId() });
   }
 
