@@ -1,7 +1,8 @@
 // What we do inside OHIF: names of segments, the slice to show, what is painted, and storing it. An extension without a build.
 NextSlice.viewer = (() => {
   const NEW_IMAGE = ["CORNERSTONE_STACK_NEW_IMAGE", "CORNERSTONE_VOLUME_NEW_IMAGE"];
-  const BRUSH_SHARE = 0.03; // of the shorter side of the image; OHIF's own 25 mm cover a small image
+  const BRUSH_SHARE = 0.03; // of the shorter side of the image
+  const OHIF_BRUSH_MM = 25; // covers a small image
   const SMALLEST_BRUSH_MM = 1;
   const MOST_CORRECTIONS = 50;
 
@@ -11,7 +12,7 @@ NextSlice.viewer = (() => {
   let corrections = 0;
   let atStart = new Set(); // SOP UIDs of slices that the start mask has voxels on
   let holdsBrush = false;
-  let brushFits = false;
+  let hasPainted = false;
   const watched = new WeakSet();
   const listeners = new Set();
 
@@ -58,19 +59,23 @@ NextSlice.viewer = (() => {
     if (!element || watched.has(element)) return;
     watched.add(element);
     NEW_IMAGE.forEach((name) => element.addEventListener(name, onNewImage));
+    ["pointerenter", "pointerdown"].forEach((name) => element.addEventListener(name, sizeBrush, { capture: true }));
+    element.addEventListener("pointerdown", () => (hasPainted = true), { capture: true });
     ["pointerdown", "wheel"].forEach((name) => element.addEventListener(name, () => (wanted = null), { capture: true }));
   }
 
-  // Once an image is shown, and not again: the annotator may have chosen another size.
+  // OHIF sets its own size, also after ours, when the tools wake up: so until the first stroke, and only over OHIF's own.
   function sizeBrush() {
-    const imageId = brushFits ? null : viewport()?.getCurrentImageId?.();
+    const shown = viewport();
+    const imageId = hasPainted ? null : shown?.getCurrentImageId?.();
     const image = imageId ? cornerstone.cache.getImage(imageId) : null;
-    if (!image) return;
+    const group = shown && ohif.services.toolGroupService.getToolGroupForViewport(shown.id);
+    if (!image || !group) return;
+    const size = cornerstoneTools.utilities.segmentation.getBrushSizeForToolGroup(group.id);
+    if (size !== undefined && size !== OHIF_BRUSH_MM) return;
     const shorter = Math.min(image.height * image.rowPixelSpacing, image.width * image.columnPixelSpacing);
     const value = Math.max(SMALLEST_BRUSH_MM, Math.round(shorter * BRUSH_SHARE * 10) / 10);
-    if (!Number.isFinite(value)) return;
-    ohif.commands.run("setBrushSize", { value });
-    brushFits = true;
+    if (Number.isFinite(value)) ohif.commands.run("setBrushSize", { value });
   }
 
   function takeBrush() {
