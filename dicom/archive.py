@@ -49,6 +49,12 @@ class Account:
     password: str = ""
     token: str = ""
 
+    @property
+    def credentials(self) -> tuple[tuple[str, str] | None, dict[str, str]]:
+        """What to log in with, and the headers to send."""
+        login = (self.user, self.password) if self.user and not self.token else None
+        return login, {"Authorization": f"Bearer {self.token}"} if self.token else {}
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Self:
         """Secrets are no settings, because every user of the machine sees a command line."""
@@ -101,12 +107,9 @@ class Archive:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.url, self._pauses, self._sleep = checked_url(url), pauses, sleep
-        account = account or Account()
-        self._http = httpx.Client(
-            timeout=httpx.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS)),
-            auth=(account.user, account.password) if account.user and not account.token else None,
-            headers={"Authorization": f"Bearer {account.token}"} if account.token else {},
-        )
+        login, headers = (account or Account()).credentials
+        timeouts = httpx.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS))
+        self._http = httpx.Client(timeout=timeouts, auth=login, headers=headers)
 
     def close(self) -> None:
         self._http.close()

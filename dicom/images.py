@@ -88,6 +88,12 @@ class ArchiveImages:
             self.fetch(image_id)
         return SeriesGeometry.read(file)
 
+    def known_geometry(self, image_id: str) -> SeriesGeometry | None:
+        """As `geometry`, without fetching anything: None where the series was not fetched yet. Raises NotFound: no such image."""
+        image = self.loop.catalogue.image(image_id)
+        file = self._geometry_file(self.folder / str(image["path"]))
+        return SeriesGeometry.read(file) if image["shape"] is not None and file.is_file() else None
+
     def _is_here(self, image: RowMapping, path: Path) -> bool:
         """Whether the volume is here and verified, which counts as a use of it."""
         if image["shape"] is None or image["error"]:

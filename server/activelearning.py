@@ -9,6 +9,7 @@ from monailabel.interfaces.utils.app import app_instance
 
 from loop.errors import BadInput, unknown
 from loop.shell import ServedStrategy
+from server import links
 from server.door import AnyUser, Params, annotator_of, parts
 
 router = APIRouter(prefix="/activelearning", tags=["ActiveLearning"])
@@ -37,4 +38,8 @@ def next_sample(strategy: str, params: Params = None, user: User = Depends(AnyUs
     path = datastore.root / image["path"]
     local = {"path": str(path)} if parts().config.share_paths else {}
     # `name` is the file name of Slicer's download: without its suffix Slicer cannot read it.
-    return {**datastore.viewer_facts(image), **sample, **local, "name": PurePosixPath(image["path"]).name}
+    linked = links.of_sample(sample)
+    # OHIF's panel of MONAI Label shows one link, under this name.
+    shown = {"RetrieveURL": linked["ohif"]} if linked else {}
+    sample["ask"].update(linked)
+    return {**datastore.viewer_facts(image), **shown, **sample, **local, "name": PurePosixPath(image["path"]).name}

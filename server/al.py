@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 import anyio
+import numpy as np
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Body, Depends, Header, Path, Query, Request
 from monailabel.endpoints.user.auth import User
@@ -14,13 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from sse_starlette.sse import EventSourceResponse
 
 import strategies
+from datastore.volume_io import write_volume
 from loop import events
-from loop.errors import BadInput, unknown
+from loop.errors import BadInput, Conflict, unknown
 from loop.jobs import KINDS
 from loop.rounds import Ticket, Wanted
 from loop.shell import ServedStrategy, sample_of
 from loop.workplace import dimension
-from server.door import Admin, Annotator, AnyUser, annotator_of, parts
+from server import links
+from server.door import Admin, Annotator, AnyUser, annotator_of, new_file, parts
 from server.jobs import shown
 
 router = APIRouter(prefix="/al", tags=["Active learning"])
@@ -58,7 +61,9 @@ class SkipRequest(BaseModel):
 
 
 def _shown(ticket: Ticket) -> dict[str, Any]:
-    return {"image": ticket.image_id, **sample_of(ticket)["ask"], "state": ticket.state, "opened_at": ticket.opened_at}
+    sample = sample_of(ticket)
+    asked = {**sample["ask"], **links.of_sample(sample)}
+    return {"image": ticket.image_id, **asked, "state": ticket.state, "opened_at": ticket.opened_at}
 
 
 @router.get("/progress", summary="How far the annotation is, and what runs now")
@@ -160,6 +165,25 @@ def skip(ticket: str, request: Annotated[SkipRequest, Body()], user: User = Depe
     parts().loop.skip(ticket, request.reason)
     parts().conductor.wake()
     return get_ticket(ticket, user)
+
+
+@router.post("/tickets/{ticket}/nothing", summary="There is nothing to label on the ticket's slices")
+def nothing(ticket: str, user: User = Depends(Annotator)) -> dict[str, Any]:
+    """Keeps an empty label for the asked slices, as if a viewer had sent it. 409 if the ticket is closed."""
+    here = parts()
+    asked = here.loop.ticket(ticket)
+    if asked.state in ("submitted", "skipped"):
+        raise Conflict(f"The ticket {ticket!r} is {asked.state} already.")
+    annotator = annotator_of(user, asked.annotator)
+    here.datastore.image_path(asked.image_id)  # of an archive, the volume's size is known once it was fetched
+    image = here.loop.catalogue.image(asked.image_id)
+    with new_file(".nii.gz") as path:
+        write_volume(path, np.zeros(image["shape"], np.uint8), np.array(image["affine"]))
+        kept = here.datastore.submit(
+            asked.image_id, path, annotator=annotator, ticket=ticket, slices=asked.slices, params={"nothing": True}
+        )
+    here.conductor.wake()
+    return {"image": asked.image_id, **kept, "message": f"Saved: nothing on {len(kept['slices'])} slice(s)."}
 
 
 @router.post("/tickets/{ticket}/release", summary="Give the items back")

@@ -26,10 +26,13 @@ from server import (
     activelearning,
     al,
     datastore,
+    dicomweb_proxy,
     door,
     infer,
     jobs,
+    links,
     model,
+    ohif,
     pages,
     pool_map,
     previews,
@@ -42,8 +45,6 @@ from server.door import Admin, AnyUser, parts, told, told_invalid
 logger = logging.getLogger(__name__)
 
 _STATIC = Path(monailabel.__file__).parent / "endpoints" / "static"
-_OHIF = _STATIC / "ohif"
-_OHIF_FILES = frozenset(file.relative_to(_OHIF).as_posix() for file in _OHIF.rglob("*") if file.is_file())
 
 misc = APIRouter()
 
@@ -90,18 +91,13 @@ def favicon() -> FileResponse:
     return FileResponse(_STATIC / "favicon.ico", media_type="image/x-icon")
 
 
-@misc.get("/ohif/{path:path}", include_in_schema=False)
-def ohif(path: str, user: User = Depends(AnyUser)) -> FileResponse:
-    """The OHIF viewer that MONAI Label brings; it finds its own way from its first page."""
-    return FileResponse(_OHIF / (path if path in _OHIF_FILES else "index.html"))
-
-
 @asynccontextmanager
-async def _lifespan(_: FastAPI) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     instance = app_instance()
     instance.server_mode(True)
     instance.on_init_complete()
     yield
+    await dicomweb_proxy.close(app)
     instance.parts.close()
 
 
@@ -131,6 +127,9 @@ def create_app() -> FastAPI:
         seg,
         worklist,
         al,
+        links,
+        dicomweb_proxy,
+        ohif,
         pages,
     ):
         app.include_router(module.router)

@@ -28,7 +28,11 @@ logger = logging.getLogger(__name__)
 JSON_LIMIT = 1 << 20
 """Bytes of a request body that is no file upload: commands are small."""
 
-_UPLOADS = ("/datastore", "/infer/", "/model/", "/session/")
+_UPLOADS = {
+    b"multipart/form-data": ("/datastore", "/infer/", "/model/", "/session/"),
+    b"multipart/related": ("/dicom-web/",),
+}
+"""Where files are uploaded, by how they are wrapped."""
 _JSON_LEVELS = 32
 
 AnyUser = RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER)
@@ -94,18 +98,25 @@ def parse_params(text: str) -> dict[str, Any]:
 
 
 @contextmanager
-def received(file: UploadFile, suffix: str) -> Iterator[Path]:
-    """The upload as a file of ours with a name of ours; gone after the block."""
+def new_file(suffix: str) -> Iterator[Path]:
+    """The name of a file to write, ours alone, which errors can be told with; gone after the block."""
     folder = parts().workplace.state / "incoming" / uuid.uuid4().hex
     folder.mkdir()
-    target = folder / f"upload{suffix}"  # a name that errors can be told with
+    target = folder / f"upload{suffix}"
     try:
-        with open(target, "wb") as out:
-            shutil.copyfileobj(file.file, out, 1 << 20)
         yield target
     finally:
         target.unlink(missing_ok=True)
         folder.rmdir()
+
+
+@contextmanager
+def received(file: UploadFile, suffix: str) -> Iterator[Path]:
+    """The upload as a file of ours with a name of ours; gone after the block."""
+    with new_file(suffix) as target:
+        with open(target, "wb") as out:
+            shutil.copyfileobj(file.file, out, 1 << 20)
+        yield target
 
 
 async def told(request: Request, error: Exception) -> JSONResponse:
@@ -134,8 +145,8 @@ class SizeLimit:
             await self.app(scope, receive, send)
             return
         headers = {key.lower(): value for key, value in scope["headers"]}
-        form = headers.get(b"content-type", b"").startswith(b"multipart/form-data")
-        limit = self.max_upload if form and scope["path"].startswith(_UPLOADS) else JSON_LIMIT
+        wrapped = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        limit = self.max_upload if scope["path"].startswith(_UPLOADS.get(wrapped, ())) else JSON_LIMIT
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > limit:
             await _refuse(limit, scope, receive, send)
