@@ -74,6 +74,7 @@ class Annotations(ABC):
         ticket: str | None = None,
         slices: Sequence[int] | None = None,
         params: Mapping[str, Any] | None = None,
+        returned: str = "",
     ) -> dict[str, Any]:
         """Keep a label for ever, and count its slices as annotated.
 
@@ -85,13 +86,14 @@ class Annotations(ABC):
         Args:
             file: what was uploaded; a copy is kept as it is.
             tag: "final" is an annotation; "original" a start mask that annotates nothing.
+            returned: SOP instance UID under which it was noticed in the archive.
 
         Returns:
             {"submission": number, "slices": annotated slices, "ticket": the ticket it answered or None}
 
         Raises:
             BadInput: not a label for this image (the reason is told), or slices out of range.
-            NotFound: no such image or ticket. Conflict: the ticket is for another image.
+            NotFound: no such image or ticket. Conflict: the ticket is for another image, or what was noticed is recorded already.
         """
         check_tag(tag)
         image = self.loop.catalogue.image(image_id)
@@ -127,6 +129,7 @@ class Annotations(ABC):
                 Submission(
                     annotator=annotator, digest=digest, file=kept, slices=slices, ticket=ticket, params=params, tag=tag,
                     voxels=voxels_of(mask, image["axis"], slices, len(self.loop.config.labels) + 1), content=unfiled,
+                    returned=returned,
                 ),
             )  # fmt: skip
             self._compose_later(image_id, number, mask)

@@ -87,6 +87,17 @@ class AppConfig:
         20480, "of an archive: MiB of fetched volumes kept in the state folder; the least recently used go first", low=1
     )
     archive_timeout: float = setting(30.0, "of an archive: seconds to wait for the next piece of an answer", low=0.1)
+    returns: bool = setting(
+        True, "of an archive: take DICOM SEGs that are stored there, by a viewer or a workstation, as labels"
+    )
+    returns_seconds: float = setting(
+        5.0, "of an archive: look for new DICOM SEGs this often, besides those stored through this server", low=0.2
+    )
+    start_mask: str = setting(
+        "prediction",
+        "of an archive: what OHIF begins with: annotations, the mask so far; prediction, the model's where there is none; off",
+        choices=("off", "annotations", "prediction"),
+    )
 
     strategy: str = setting("sb_max_entropy", "the default query strategy")
     parameters: Mapping[str, Mapping[str, Any]] = field(

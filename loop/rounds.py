@@ -17,6 +17,7 @@ from loop.errors import BadInput, Conflict, Gone, NotFound, unknown
 from loop.jobs import Jobs
 from loop.overview import Overview
 from loop.pool import WHOLE, BoolArray, Pool
+from loop.returned import Returned, recorded
 from loop.signals import FloatArray
 from loop.store import Store, images, labels, leases, meta, round_items, rounds, skips, tickets, unfiled
 
@@ -89,6 +90,7 @@ class Submission:
         content: what is to be written there, kept in the store until it is; None if the file is there and durable.
         slices: the slices it answers for.
         tag: "final" for an annotation, "original" for a start mask that annotates nothing.
+        returned: SOP instance UID of what was noticed in the archive; "" if it came otherwise.
     """
 
     annotator: str
@@ -100,6 +102,7 @@ class Submission:
     tag: str = "final"
     voxels: Sequence[Sequence[int]] = ()
     content: bytes | None = None
+    returned: str = ""
 
 
 class Loop:
@@ -114,6 +117,7 @@ class Loop:
         self.catalogue = Catalogue(store, config)
         self.jobs = Jobs(store, clock)
         self.overview = Overview(store)
+        self.returned = Returned(store, clock)
 
     # --- rounds
 
@@ -457,6 +461,12 @@ class Loop:
         with self.store.read() as connection:
             return self._ticket(connection, self._ticket_row(connection, ticket_id))
 
+    def tickets_of(self, image_id: str) -> list[Ticket]:
+        """The tickets of an image that a label may still answer, oldest first: open, or expired."""
+        with self.store.read() as connection:
+            rows = connection.execute(statements.TICKETS_OF_IMAGE, {"image": image_id}).mappings().all()
+            return [self._ticket(connection, row) for row in rows]
+
     def _ticket_row(self, connection: Connection, ticket_id: str) -> RowMapping:
         row = connection.execute(statements.TICKET, {"ticket": ticket_id}).mappings().one_or_none()
         if row is None:
@@ -589,6 +599,9 @@ class Loop:
 
         Returns:
             The submission's number; later numbers win where slices overlap.
+
+        Raises:
+            Conflict: it was noticed in the archive, and is recorded or refused already; nothing was changed.
         """
         now = self.clock()
         with self.store.write() as connection:
@@ -598,6 +611,8 @@ class Loop:
                 "ticket": submission.ticket, "params": dict(submission.params),
             }  # fmt: skip
             number = int(connection.execute(statements.SUBMIT, record).scalar_one())
+            if submission.returned:
+                recorded(connection, submission.returned, image_id, number)
             if submission.content is not None:
                 connection.execute(statements.SUBMIT_CONTENT, {"submission": number, "content": submission.content})
             self._mark_labeled(connection, image_id, submission, number)

@@ -62,6 +62,22 @@ unfiled = sa.Table(
     sa.Column("submission", sa.Integer, primary_key=True, autoincrement=False),
     sa.Column("content", sa.LargeBinary, nullable=False),
 )
+# DICOM SEGs that were seen in the archive, so that each is taken as a label once, or refused once, whatever dies in between.
+returns = sa.Table(
+    "returns",
+    metadata,
+    sa.Column("sop_uid", sa.Text, primary_key=True),
+    sa.Column("study_uid", sa.Text, nullable=False),
+    sa.Column("series_uid", sa.Text, nullable=False, index=True),
+    sa.Column("state", sa.Text, nullable=False, index=True),
+    sa.Column("at", sa.Float, nullable=False, index=True),
+    sa.Column("tries", sa.Integer, nullable=False, default=0),
+    sa.Column("annotator", sa.Text),
+    sa.Column("ticket", sa.Text, index=True),
+    sa.Column("image_id", sa.Text),
+    sa.Column("submission", sa.Integer),
+    sa.Column("reason", sa.Text),
+)
 labels = sa.Table(
     "labels",
     metadata,
