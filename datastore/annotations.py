@@ -135,6 +135,12 @@ class Annotations(ABC):
             self._compose_later(image_id, number, mask)
         return {"submission": number, "slices": list(slices), "ticket": ticket}
 
+    def sent_already(self, image_id: str, file: Path) -> int | None:
+        """The submission that was sent as this very file; None if there is none."""
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        sent = (row["id"] for row in self.loop.submissions(image_id) if (row["digest"], row["tag"]) == (digest, FINAL))
+        return next(sent, None)
+
     def _keep(self, file: Path, image_id: str, content: bytes, digest: str) -> tuple[str, bytes | None]:
         """(the submission's path relative to the state folder, what is still to be written there)."""
         day = time.strftime("%Y-%m-%d", time.gmtime(self._clock()))

@@ -1,6 +1,6 @@
 """Labels and predictions of an archive's images as DICOM SEG, and stored there."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,10 +11,12 @@ import numpy.typing as npt
 
 from datastore.archive import ArchiveDatastore
 from datastore.labels import as_viewers_draw
-from datastore.rules import FINAL
+from datastore.rules import FINAL, ORIGINAL
 from datastore.volume_io import read_volume
 from dicom.seg_writer import Author, Kind, Written, write_seg
 from loop.errors import BadInput, NotFound
+from loop.returned import OURS, Noticed
+from loop.workplace import model_name
 
 Which = Literal["annotated", "all"]
 
@@ -50,7 +52,9 @@ def composite_seg(datastore: ArchiveDatastore, image_id: str, tag: str, form: Fo
     counted = [row for row in sent if row["id"] in counts.values()] or sent
     names = list(dict.fromkeys(row["annotator"] for row in counted if row["annotator"]))
     shown = ", ".join(names[:_LISTED]) + (" ..." if len(names) > _LISTED else "")
-    author = Author(shown, datetime.fromtimestamp(counted[-1]["at"], UTC))
+    model = str(counted[-1]["params"].get("model", "")) if not counts else ""
+    name = model_name(datastore.loop.config) if model else shown
+    author = Author(name, datetime.fromtimestamp(counted[-1]["at"], UTC), model)
     return _written(datastore, image_id, mask, datastore.loop.config.viewer_values(), author, form, list(counts))
 
 
@@ -69,7 +73,42 @@ def prediction_seg(
 
 def store_seg(datastore: ArchiveDatastore, image_id: str, written: Written) -> None:
     """Store it in the archive, in the image's study; raises Unavailable while that is down, BadInput if it is refused."""
-    datastore.images.archive.store(datastore.images.geometry(image_id).study_uid, written.content)
+    study = datastore.images.geometry(image_id).study_uid
+    # First, so that it is never taken for somebody's answer.
+    datastore.loop.returned.notice([Noticed(written.sop_uid, study, written.series_uid)], state=OURS)
+    datastore.images.archive.store(study, written.content)
+
+
+def start_seg(
+    datastore: ArchiveDatastore, image_id: str, predict: Callable[[], tuple[Path, str]] | None
+) -> Written | None:
+    """What an annotator of an image begins with, stored in the archive: the mask so far, or a prediction where there is none.
+
+    A prediction is kept as a start mask, so that what comes back unchanged of it is not taken for an annotation.
+
+    Args:
+        predict: gives a mask's file, which is deleted here, and the digest of the weights; None: no predictions.
+
+    Returns:
+        None where nothing is there to begin with.
+
+    Raises:
+        As `store_seg`, and what `predict` raises.
+    """
+    sent = datastore.loop.submissions(image_id)
+    if not any(row["tag"] == FINAL for row in sent) and predict is not None:
+        digest = datastore.loop.current_model()
+        if digest and not any(row["params"].get("model") == digest for row in sent):
+            mask, digest = predict()
+            try:
+                datastore.submit(image_id, mask, tag=ORIGINAL, params={"model": digest})
+            finally:
+                mask.unlink(missing_ok=True)
+    if not datastore.loop.submissions(image_id):
+        return None
+    written = composite_seg(datastore, image_id, ORIGINAL, Form("labelmap", "all"))
+    store_seg(datastore, image_id, written)
+    return written
 
 
 def of_archive(datastore: object) -> ArchiveDatastore:

@@ -140,7 +140,17 @@ class Archive:
 
     def _page(self, modality: str, conditions: Sequence[tuple[str, str]], offset: int) -> list[dict[str, Any]]:
         query = [("Modality", modality), *conditions, ("limit", str(_PAGE)), ("offset", str(offset))]
-        query += [("includefield", name) for name in _WANTED]
+        return self.search("/series", query + [("includefield", name) for name in _WANTED])
+
+    def search(self, path: str, query: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+        """One answer to a search, in DICOM's JSON form; archives may leave some of it for the next page.
+
+        Args:
+            path: such as /series or /studies/UID/series/UID/instances.
+
+        Raises:
+            Unavailable: the archive is down, or refuses. BadInput: it does not understand the query.
+        """
 
         def listed(answer: httpx.Response) -> list[dict[str, Any]]:
             if answer.status_code == 204:
@@ -157,20 +167,25 @@ class Archive:
             except ValueError:
                 found = None
             if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-                raise Unavailable(f"What answers at {self.url} is no DICOMweb archive: it lists no series.")
+                raise Unavailable(
+                    f"What answers at {self.url} is no DICOMweb archive: it lists no {path.rpartition('/')[2]}."
+                )
             return found
 
-        return self._get("/series", query, "application/dicom+json", listed)
+        return self._get(path, query, "application/dicom+json", listed)
 
-    def fetch(self, study_uid: str, series_uid: str, folder: Path, *, most: int, syntax: str = AS_STORED) -> list[Path]:
+    def fetch(
+        self, study_uid: str, series_uid: str, folder: Path, *, most: int, syntax: str = AS_STORED, sop_uid: str = ""
+    ) -> list[Path]:
         """The instances of a series, as one file each in a folder.
 
         Args:
             most: bytes, of all together.
             syntax: the transfer syntax to ask for.
+            sop_uid: of the only instance that is wanted.
 
         Raises:
-            Unavailable: the archive is down, or refuses. NotFound: it has no such series any more.
+            Unavailable: the archive is down, or refuses. NotFound: it has no such series, or instance, any more.
             BadInput: it cannot give this one, or gives more than `most`.
         """
         body = folder / "body"
@@ -185,7 +200,7 @@ class Archive:
                     out.write(piece)
             return str(answer.headers.get("content-type", ""))
 
-        path = f"/studies/{study_uid}/series/{series_uid}"
+        path = f"/studies/{study_uid}/series/{series_uid}" + (f"/instances/{sop_uid}" if sop_uid else "")
         accept = f'multipart/related; type="application/dicom"; transfer-syntax={syntax}'
         try:
             boundary = _boundary(self._get(path, [], accept, kept, of_one=True))
@@ -307,7 +322,7 @@ def is_uid(text: str) -> bool:
 
 
 def _listed(entry: Mapping[str, Any]) -> ListedSeries | None:
-    facts = {name: _text(entry, tag) for name, tag in _TAGS.items()}
+    facts = {name: text_of(entry, tag) for name, tag in _TAGS.items()}
     study, series = facts["StudyInstanceUID"], facts["SeriesInstanceUID"]
     count = facts.pop("NumberOfSeriesRelatedInstances")
     if not is_uid(study) or not is_uid(series):
@@ -316,8 +331,8 @@ def _listed(entry: Mapping[str, Any]) -> ListedSeries | None:
     return ListedSeries(study, series, facts["PatientID"], number, facts)
 
 
-def _text(entry: Mapping[str, Any], tag: str) -> str:
-    """The first value of an element of DICOM's JSON form, as text without control characters."""
+def text_of(entry: Mapping[str, Any], tag: str) -> str:
+    """The first value of an element of DICOM's JSON form, as text without control characters; "" where there is none."""
     element = entry.get(tag)
     values = element.get("Value") if isinstance(element, Mapping) else None
     value = values[0] if isinstance(values, list) and values else ""

@@ -20,6 +20,8 @@ from dicom.seg_frames import Places, check_length, check_syntax, frames_of
 from loop.errors import BadInput
 
 _SEG, _LABELMAP = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"
+SEG_CLASSES = (_SEG, _LABELMAP)
+"""SOP class UIDs."""
 _MOST_SEGMENTS = 256
 _LONGEST_TEXT = 200
 
@@ -61,12 +63,6 @@ def read_seg(path: Path, geometry: SeriesGeometry) -> ReadSeg:
     except Exception as error:  # noqa: BLE001
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(f"The DICOM SEG is damaged: {said[:200]}") from None
-
-
-def sources_of(seg: Dataset) -> tuple[str, str]:
-    """(study, series) UID of what a SEG was drawn on, as its header says; "" where it does not say it."""
-    series = [str(item.get("SeriesInstanceUID", "")) for item in seg.get("ReferencedSeriesSequence") or []]
-    return str(seg.get("StudyInstanceUID", "")), series[0] if len(set(series)) == 1 else ""
 
 
 def _opened(path: Path) -> Dataset:
@@ -124,7 +120,7 @@ def _read(seg: Dataset, geometry: SeriesGeometry) -> ReadSeg:
 def _check_kind(seg: Dataset) -> bool:
     """Whether voxels are segment numbers (a Label Map) and not one bit for each segment; raises unless it is one of them."""
     kind = str(seg.get("SOPClassUID", ""))
-    if kind not in (_SEG, _LABELMAP):
+    if kind not in SEG_CLASSES:
         raise BadInput(f"The file must be a DICOM SEG, got {UID(kind).name[:100] or 'one without SOPClassUID'}.")
     said = str(seg.get("SegmentationType") or ("LABELMAP" if kind == _LABELMAP else "BINARY"))
     if said not in ("BINARY", "LABELMAP"):

@@ -28,6 +28,8 @@ from loop.errors import BadInput
 
 Kind = Literal["labelmap", "binary"]
 
+MODEL_NAME = "NextSlice"
+"""By which what we stored ourselves is told from what people drew."""
 _LPS = np.array([-1.0, -1.0, 1.0])
 _SERIES_NUMBER = 300
 _TEXTS = (
@@ -120,7 +122,7 @@ def write_seg(
         sop_instance_uid=sop_uid,
         instance_number=1,
         manufacturer="NextSlice",
-        manufacturer_model_name="NextSlice",
+        manufacturer_model_name=MODEL_NAME,
         software_versions=version("nextslice"),
         device_serial_number="1",
         content_label="SEGMENTATION",

@@ -13,9 +13,11 @@ import models
 import strategies
 from datastore.archive import ArchiveDatastore, parse_conditions
 from datastore.folder import FolderDatastore
+from datastore.returns import Returns
 from datastore.rules import ORIGINAL
 from datastore.watcher import FolderWatcher
-from dicom.archive import checked_url
+from dicom.archive import Account, checked_url
+from dicom.seg_search import OrthancFeed
 from infers.task import SegmentationInfer
 from loop.allocation import keep_freed_memory
 from loop.conductor import Conductor
@@ -51,6 +53,7 @@ class Assembly:
     weights: WeightsFolder
     conductor: Conductor
     watcher: FolderWatcher | None
+    returns: Returns | None = None
 
     @classmethod
     def of(cls, studies: str, conf: Mapping[str, str]) -> Self:
@@ -79,7 +82,11 @@ class Assembly:
         workplace = Workplace(state / "archive", state, state / "labels", store.url, config.to_json(), url)
         datastore = ArchiveDatastore(workplace.images(loop, _REQUEST_PAUSES), state, loop)
         conductor = Conductor(loop, workplace, datastore.look, datastore.settle, datastore.quiet)
-        return cls(config, store, loop, datastore, workplace, workplace.weights(), conductor, None)
+        found = cls(config, store, loop, datastore, workplace, workplace.weights(), conductor, None)
+        if config.returns:
+            feed = OrthancFeed(url, Account.from_environment(), timeout=config.archive_timeout)
+            found.returns = Returns(datastore, feed, config.returns_seconds, conductor.wake)
+        return found
 
     @property
     def model(self) -> str:
@@ -148,11 +155,15 @@ class Assembly:
         if self.watcher:
             self.watcher.start()
         self.conductor.start()
+        if self.returns:
+            self.returns.start()
 
     def close(self) -> None:
         """Stop what `start` started."""
         if self.watcher:
             self.watcher.stop()
+        if self.returns:
+            self.returns.close()
         self.conductor.close()
         self.datastore.settle()
         self.store.close()

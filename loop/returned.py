@@ -62,13 +62,17 @@ class Returned:
         return fresh
 
     def _notice(self, connection: Connection, found: Sequence[Noticed], state: str) -> int:
-        query = sa.select(returns.c.sop_uid).where(returns.c.sop_uid.in_([one.sop_uid for one in found]))
-        known = set(connection.execute(query).scalars())
+        columns = (returns.c.sop_uid, returns.c.series_uid)
+        query = sa.select(*columns).where(returns.c.sop_uid.in_([one.sop_uid for one in found]))
+        known = dict(connection.execute(query).all())
         fresh = {one.sop_uid: one for one in found if one.sop_uid not in known}
         for one in found:
+            this = returns.update().where(returns.c.sop_uid == one.sop_uid)
             if one.sop_uid in known and (one.ticket or one.annotator):
-                waits = (returns.c.sop_uid == one.sop_uid) & (returns.c.state == NOTICED)
-                connection.execute(returns.update().where(waits).values(annotator=one.annotator, ticket=one.ticket))
+                waits = returns.c.state == NOTICED
+                connection.execute(this.where(waits).values(annotator=one.annotator, ticket=one.ticket))
+            if known.get(one.sop_uid) == "" and one.series_uid:
+                connection.execute(this.values(study_uid=one.study_uid, series_uid=one.series_uid))
         if fresh:
             rows = [asdict(one) | {"state": state, "at": self.clock(), "tries": 0} for one in fresh.values()]
             connection.execute(returns.insert(), rows)
@@ -91,15 +95,17 @@ class Returned:
             return dict(connection.execute(query).all())
 
     def end(self, sop_uid: str, state: str, reason: str | None = None, image_id: str | None = None) -> None:
-        """It is no label, and why; one that was recorded meanwhile stays so."""
+        """It is no label, and why; one that was recorded meanwhile stays so.
+
+        Args:
+            image_id: the series that it was drawn on, where that is known.
+        """
         waits = (returns.c.sop_uid == sop_uid) & (returns.c.state == NOTICED)
         with self.store.write() as connection:
             values = {"state": state, "reason": reason, "image_id": image_id}
             ended = connection.execute(returns.update().where(waits).values(values)).rowcount
-            if ended and state == REFUSED:
-                events.log(
-                    connection, self.clock(), "label_refused", instance=sop_uid, image=image_id, reason=reason
-                )  # fmt: skip
+            if ended and (state == REFUSED or image_id):
+                events.log(connection, self.clock(), "label_refused", instance=sop_uid, image=image_id, reason=reason)
 
     def sent_before(self, sop_uid: str, image_id: str, submission: int) -> None:
         """It is a label that was sent to us directly too, and is recorded as that submission."""
@@ -113,18 +119,18 @@ class Returned:
             return int(connection.execute(change.returning(returns.c.tries)).scalar_one())
 
     def again(self, sop_uid: str) -> dict[str, Any]:
-        """Look at a refused one again.
+        """Look at a refused one again, or at one from before the campaign.
 
         Raises:
-            NotFound: never seen. Conflict: it was not refused.
+            NotFound: never seen. Conflict: it was recorded, is ours, or waits already.
         """
-        row = self.get(sop_uid)
-        if row["state"] != REFUSED:
-            raise Conflict(f"The DICOM SEG {sop_uid} is {row['state']}; only a refused one can be looked at again.")
-        change = returns.update().where(returns.c.sop_uid == sop_uid, returns.c.state == REFUSED)
+        change = returns.update().where(returns.c.sop_uid == sop_uid, returns.c.state.in_((REFUSED, BEFORE, ELSEWHERE)))
         with self.store.write() as connection:
-            connection.execute(change.values(state=NOTICED, reason=None, tries=0))
-        return self.get(sop_uid)
+            changed = connection.execute(change.values(state=NOTICED, reason=None, tries=0)).rowcount
+        row = self.get(sop_uid)
+        if not changed:
+            raise Conflict(f"The DICOM SEG {sop_uid} is {row['state']}, and not looked at again.")
+        return row
 
     def get(self, sop_uid: str) -> dict[str, Any]:
         """One of them; raises NotFound if it was never seen."""
@@ -151,9 +157,12 @@ class Returned:
                 connection.execute(change.values(state=NOTICED, reason=None))
         return len(found)
 
-    def listed(self, states: Collection[str] = SHOWN, ticket: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
-        """The last ones in these states, newest first."""
-        query = sa.select(returns).where(returns.c.state.in_(list(states)))
+    def listed(
+        self, states: Collection[str] = SHOWN, ticket: str | None = None, limit: int = 100
+    ) -> list[dict[str, Any]]:
+        """The last ones in these states, or of other series of our studies, newest first."""
+        foreign = (returns.c.state == ELSEWHERE) & returns.c.image_id.is_not(None)
+        query = sa.select(returns).where(returns.c.state.in_(list(states)) | foreign)
         if ticket is not None:
             query = query.where(returns.c.ticket == ticket)
         return self._rows(query.order_by(returns.c.at.desc(), returns.c.sop_uid).limit(limit))

@@ -5,7 +5,8 @@ The address of a ticket, /dicom-web/tickets/{ticket}/..., is the same archive; w
 
 import logging
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import httpx
@@ -17,6 +18,7 @@ from monailabel.endpoints.user.auth import User
 
 from datastore.archive import ArchiveDatastore
 from dicom.archive import Account
+from dicom.seg_reader import SEG_CLASSES
 from dicom.stow import stored_in
 from loop.errors import Forbidden, NotFound, Unavailable
 from server.door import Annotator, AnyUser, parts
@@ -52,10 +54,6 @@ class Stored:
     instances: tuple[tuple[str, str], ...]
     annotator: str
     ticket: str | None
-
-
-listeners: list[Callable[[Stored], None]] = []
-"""Called in a thread, before the viewer is answered, with what the archive took; errors are logged."""
 
 
 class _Archive:
@@ -133,6 +131,11 @@ async def store(path: str, request: Request, user: User = Depends(Annotator)) ->
 async def _store(path: str, request: Request, annotator: str, ticket: str | None) -> Response:
     if not _STORE.fullmatch(path):
         raise Forbidden("Of the archive, only studies can be stored to: POST /dicom-web/studies.")
+    with _expected():
+        return await _stored(path, request, annotator, ticket)
+
+
+async def _stored(path: str, request: Request, annotator: str, ticket: str | None) -> Response:
     answer = await _ask(request, path, request.stream())
     content = bytearray()
     try:
@@ -151,12 +154,22 @@ async def _store(path: str, request: Request, annotator: str, ticket: str | None
     return Response(bytes(content), answer.status_code, {**_HEADERS, "Content-Type": kind})
 
 
+def _expected() -> AbstractContextManager[None]:
+    """While this lasts, labels that turn up in the archive wait until it is known whose they are."""
+    returns = parts().returns
+    return returns.storing() if returns else nullcontext()
+
+
 def _tell(stored: Stored) -> None:
-    for listener in listeners:
-        try:
-            listener(stored)
-        except Exception:  # it is stored: the viewer must not send it again
-            logger.exception("What was stored in the archive could not be taken in: %s", stored)
+    """What the archive took may be a label; it is remembered before the viewer is answered."""
+    returns = parts().returns
+    segs = [sop for kind, sop in stored.instances if kind in SEG_CLASSES]
+    if returns is None or not segs:
+        return
+    try:
+        returns.stored(segs, stored.annotator, stored.ticket)
+    except Exception:  # it is stored, and will be noticed: the viewer must not send it again
+        logger.exception("What was stored in the archive could not be taken in: %s", stored)
 
 
 async def _ask(request: Request, path: str, body: AsyncIterator[bytes] | None) -> httpx.Response:

@@ -50,11 +50,21 @@ window.NextSlice = (() => {
       return call("POST", `${this.address}/nothing`);
     }
 
-    // Wait until the server has recorded what was stored in the archive; false if it has not, some time later.
-    async recorded() {
+    // What the server refused of what was stored for this ticket: SOP UIDs and why.
+    async refused() {
+      const told = await call("GET", `/al/returns?state=refused&ticket=${encodeURIComponent(this.id)}`);
+      return told.returns;
+    }
+
+    // Wait until the server has recorded what was stored in the archive; false if it has not, some time later. Throws if it refuses.
+    // `before`: what it had refused before.
+    async recorded(before) {
+      const known = new Set(before.map((one) => one.instance));
       const until = Date.now() + RECORDED_WITHIN_MS;
       while (Date.now() < until) {
         if ((await call("GET", this.address)).state !== "open") return true;
+        const refusal = (await this.refused()).find((one) => !known.has(one.instance));
+        if (refusal) throw new Error(`The server refused it. ${refusal.reason}`);
         await new Promise((resolve) => setTimeout(resolve, LOOK_AGAIN_MS));
       }
       return false;
@@ -73,6 +83,9 @@ window.NextSlice = (() => {
     segments: (query.get("segments") ?? "").split(";").filter(Boolean),
     startSeries: query.get("startSeg") ?? "",
     firstSop: query.get("initialSopInstanceUID") ?? "",
+    startTrouble: "",
+    // The UID of a series in the archive to begin with; "" if there is nothing yet.
+    makeStart: async (ticket) => (await call("POST", `/al/tickets/${encodeURIComponent(ticket)}/start`)).series ?? "",
     load: async (ticket) => new Asked(await call("GET", `/al/tickets/${encodeURIComponent(ticket)}`)),
   };
 })();

@@ -123,8 +123,9 @@ NextSlice.bar = (() => {
     if (asked.isEmpty(painted)) await asked.submitNothing();
     else if (painted.size === 0) return say("Nothing is painted.", "error");
     else {
+      const refused = await asked.refused();
       await viewer.store(asked.annotator ? `annotation by ${asked.annotator}`.slice(0, 64) : "annotation");
-      if (!(await asked.recorded())) return say("Stored in the archive; the server has not recorded it yet.");
+      if (!(await asked.recorded(refused))) return say("Stored in the archive; the server has not recorded it yet.");
     }
     say("Saved. Asking for the next ...");
     const next = await asked.next();
@@ -139,6 +140,7 @@ NextSlice.bar = (() => {
     try {
       asked = await NextSlice.load(NextSlice.ticket);
       at = Math.max(0, asked.sops.indexOf(NextSlice.firstSop));
+      if (NextSlice.startTrouble) say(NextSlice.startTrouble, "error");
       if (asked.state !== "open") say(`This ticket is ${asked.state}.`, "error");
       viewer.onChange(draw);
       draw();

@@ -183,8 +183,18 @@ NextSlice.viewer = (() => {
     });
   }
 
+  // Before OHIF lists the study: the server stores the mask so far there, so that it is listed.
+  async function preRegistration() {
+    if (!NextSlice.ticket || NextSlice.startSeries) return;
+    try {
+      NextSlice.startSeries = await NextSlice.makeStart(NextSlice.ticket);
+    } catch (error) {
+      NextSlice.startTrouble = `The mask so far cannot be shown: ${error.message}`;
+    }
+  }
+
   return {
-    extension: { id: "nextslice.asked", onModeEnter },
+    extension: { id: "nextslice.asked", preRegistration, onModeEnter },
     onChange: (listener) => listeners.add(listener),
     currentSop, goTo, painted, paintedBeside, store,
   };
