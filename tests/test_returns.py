@@ -265,6 +265,8 @@ def test_what_is_no_answer_is_refused_by_name_and_the_next_is_taken(archive: Any
     archive.upload(here.folder / "u")
     here.returns.look()
 
+    frame = pydicom.dcmread(here.files[other][0]).FrameOfReferenceUID
+
     def changed(name: str, **elements: object) -> bytes:
         seg = pydicom.dcmread(io.BytesIO(ohif_seg(here.files[image], box(1), LABELS, f"{name} {here.patient}")))
         for keyword, value in elements.items():
@@ -275,12 +277,12 @@ def test_what_is_no_answer_is_refused_by_name_and_the_next_is_taken(archive: Any
 
     wrong = {
         changed("frame of reference", FrameOfReferenceUID="1.2.3"): "frame of reference",
-        changed("size", Rows=9, Columns=9): "9 x 9",
+        changed("size", Rows=9, Columns=9): "got 9 and 9",
         changed("kind", SegmentationType="FRACTIONAL"): "FRACTIONAL",
         ohif_seg(here.files[image], box(1), ("liver", "x"), f"names {here.patient}"): "organ, lesion",
         highdicom_seg(here.files[image], box(1), LABELS, algorithm="some AI"): "AUTOMATIC",
         # Of the images of one series, under the name of another.
-        changed("series", ReferencedSeriesSequence=_of_series(other), StudyInstanceUID=_study(here, image)): "not in this series",
+        changed("series", ReferencedSeriesSequence=_of_series(other), FrameOfReferenceUID=frame): "not in this series",
         ohif_seg(unknown, box(1), LABELS, f"no image {here.patient}"): "none of the images here",
     }  # fmt: skip
     uids = {here.stow(content): reason for content, reason in wrong.items()}
@@ -310,10 +312,6 @@ def _of_series(series: str) -> list[pydicom.Dataset]:
     item = pydicom.Dataset()
     item.SeriesInstanceUID = series
     return [item]
-
-
-def _study(here: Place, image: str) -> str:
-    return str(pydicom.dcmread(here.files[image][0]).StudyInstanceUID)
 
 
 def test_a_seg_that_is_here_before_its_series_is_listed_waits_for_it(archive: Any, place: Callable[..., Place]) -> None:
