@@ -81,7 +81,7 @@ def test_a_round_is_annotated_by_the_archive_alone_and_the_next_one_follows(
             mask = np.zeros_like(truth[image])
             mask[:, :, asked] = truth[image][:, :, asked]
             if how == "proxy":
-                content = highdicom_seg(files[image], mask, LABELS, creator="ann")
+                content = highdicom_seg(files[image], mask, LABELS, creator="ann^")
             else:
                 content = ohif_seg(files[image], mask, LABELS, f"answer {number}", slices=[asked])
             body, headers = related(content)
