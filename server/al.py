@@ -241,7 +241,7 @@ async def stream_events(
     since: Annotated[int | None, Query(ge=0, le=_LARGEST_ID)] = None,
     user: User = Depends(AnyUser),
 ) -> EventSourceResponse:
-    """label_saved, label_refused, ticket_*, items_skipped, round_opened, round_done, train_*, sweep_*, model_published, images_changed.
+    """label_saved, label_refused, ticket_*, items_skipped, round_*, train_*, sweep_*, model_published, images_changed.
 
     Begins with what happens from now on; `since` or the header Last-Event-ID begin after an earlier event's id.
     """
