@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,6 +26,9 @@ from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, RLELossless
 from dicom.geometry import SeriesGeometry
 from dicom.segments import LONGEST_LABEL, colour, concepts
 from loop.errors import BadInput
+
+# It logs every module that it copies.
+logging.getLogger("highdicom").setLevel(logging.WARNING)
 
 Kind = Literal["labelmap", "binary"]
 
