@@ -30,11 +30,13 @@ from server import (
     infer,
     jobs,
     model,
+    pacs,
     pages,
     pool_map,
     previews,
     seg,
     session,
+    tell,
     worklist,
 )
 from server.door import Admin, AnyUser, parts, told, told_invalid
@@ -130,6 +132,8 @@ def create_app() -> FastAPI:
         pool_map,
         seg,
         worklist,
+        pacs,
+        tell,
         al,
         pages,
     ):

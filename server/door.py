@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 JSON_LIMIT = 1 << 20
 """Bytes of a request body that is no file upload: commands are small."""
 
-_UPLOADS = ("/datastore", "/infer/", "/model/", "/session/")
+_UPLOADS = ("/datastore", "/infer/", "/model/", "/session/", "/al/tell")
 _JSON_LEVELS = 32
 
 AnyUser = RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER)
