@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -175,3 +177,23 @@ def test_orthancs_script_tells_the_server_of_each_series(tmp_path: Path, serve: 
         with server.client() as http:
             assert http.get(f"/al/items/{named['SeriesInstanceUID']}").json()["n_slices"] == 5
         assert "was told of series" in archive.log.read_text()
+
+
+def test_the_example_turns_the_loop_once_from_outside(
+    own_archive: Orthanc, tmp_path: Path, serve: Callable[..., Any]
+) -> None:
+    named = [send(own_archive, tmp_path, f"P{number}") for number in range(4)]
+    server = serve(tmp_path, own_archive.url, labels="bright", rescan_seconds=NEVER, slices_per_ticket="1", budget="4")
+    script = [sys.executable, str(ROOT / "docs" / "examples" / "pacs_loop.py")]
+    addresses = ["--server", server.url, "--archive", own_archive.url]
+    done = subprocess.run([*script, *addresses], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "knows 4 series" in done.stdout
+    assert "3 labels were saved, 0 refused" in done.stdout
+    segs = httpx.get(f"{own_archive.url}/series", params={"Modality": "SEG"}).json()
+    assert len(segs) == 1
+    assert segs[0]["0020000D"]["Value"][0] in {uids["StudyInstanceUID"] for uids in named}
+    with server.client() as http:
+        assert http.get("/al/progress").json()["model"]
+        links = http.get("/al/worklist").json()["entries"][0]["links"]
+        assert links["slicer_study"].startswith("slicer://viewer/?studyUID=")
