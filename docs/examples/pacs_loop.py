@@ -1,4 +1,4 @@
-"""A whole turn of the loop from outside: new studies, tickets, labels as DICOM SEG, a training, the next tickets, a SEG in the archive.
+"""A turn of the loop from outside: new studies, tickets, labels as DICOM SEG, a training, next tickets, a SEG in the archive.
 
     python pacs_loop.py --server http://127.0.0.1:8000 --archive http://127.0.0.1:8042/dicom-web
 
