@@ -92,11 +92,9 @@ class ArchiveDatastore(ServedDatastore):
         Raises:
             BadInput: neither is named, or not by a UID. Unavailable: the archive is down; the records stay as they are.
         """
-        named = {"StudyInstanceUID": study_uid, "SeriesInstanceUID": series_uid}
-        for key, uid in named.items():
-            if uid and not is_uid(uid):
-                raise BadInput(f"{key} must be a UID (digits and dots, at most 64), got {uid[:80]!r}.")
-        wanted = [(key, uid) for key, uid in named.items() if uid]
+        check_uids(study_uid, series_uid)
+        named = (("StudyInstanceUID", study_uid), ("SeriesInstanceUID", series_uid))
+        wanted = [(key, uid) for key, uid in named if uid]
         if not wanted:
             raise BadInput("Name a study or a series: StudyInstanceUID, SeriesInstanceUID or both.")
         config = self.loop.config
@@ -182,6 +180,13 @@ class ArchiveDatastore(ServedDatastore):
     def add_image(self, image_id: str, image_filename: str, image_info: Mapping[str, Any]) -> str:
         """Never: images come from the archive. Raises Forbidden."""
         raise Forbidden("Images come from the archive here: send the series to the archive, and it is found.")
+
+
+def check_uids(study_uid: str, series_uid: str) -> None:
+    """Raise BadInput unless each is a UID, or empty."""
+    for key, uid in (("StudyInstanceUID", study_uid), ("SeriesInstanceUID", series_uid)):
+        if uid and not is_uid(uid):
+            raise BadInput(f"{key} must be a UID (digits and dots, at most 64), got {uid[:80]!r}.")
 
 
 def parse_conditions(text: str) -> list[tuple[str, str]]:

@@ -21,7 +21,8 @@ function OnStableSeries(seriesId, tags, metadata)
   if TOKEN ~= '' then
     headers['Authorization'] = 'Bearer ' .. TOKEN
   end
+  -- While a script runs, Orthanc answers nobody: wait=false, so that NextSlice searches it when the script is done.
   -- A call that fails is no loss: NextSlice also searches the archive by itself, every rescan_seconds.
-  local ok, answer = pcall(HttpPost, NEXTSLICE .. '/al/studies', DumpJson(body, true), headers)
-  print('NextSlice was told of series ' .. tags['SeriesInstanceUID'] .. ': ' .. tostring(answer))
+  local ok, answer = pcall(HttpPost, NEXTSLICE .. '/al/studies?wait=false', DumpJson(body, true), headers)
+  print((ok and answer) and ('NextSlice was told of series ' .. tags['SeriesInstanceUID'] .. '')
 end
