@@ -1,7 +1,7 @@
 """A real Orthanc with DICOMweb as an archive to try things on: only 127.0.0.1 reaches it, and it can be killed and started again.
 
 This version of Orthanc listens on every interface. It therefore gets a network of its own, with nothing in it but a loopback; a
-relay (this file, run as a program) carries what comes to a port of our 127.0.0.1 into it.
+relay (this file, run as a program) carries what comes to a port of our 127.0.0.1 into it, and what its scripts call out of it.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ _INSIDE_PORT = 8042
 _START_SECONDS = 60
 _STOP_SECONDS = 20
 _PIECE = 1 << 18
+_THIS = [sys.executable, str(Path(__file__).resolve())]
 
 
 def missing() -> str | None:
@@ -51,12 +53,15 @@ class Orthanc:
         folder: for its storage, configuration and log; what is stored survives `stop`.
         settings: of Orthanc's configuration, over ours.
         port: on 127.0.0.1; 0 takes a free one, and keeps it.
+        calls: port of 127.0.0.1 that its scripts call, where `answer_calls` says what is there; 0 is none.
     """
 
     folder: Path
     settings: Mapping[str, Any] = field(default_factory=dict)
     port: int = 0
+    calls: int = 0
     process: subprocess.Popen[bytes] | None = None
+    _calls_relay: subprocess.Popen[bytes] | None = None
 
     @property
     def root(self) -> str:
@@ -89,7 +94,7 @@ class Orthanc:
         configuration.write_text(json.dumps(self._configuration(), indent=1))
         with socket.create_server(("127.0.0.1", self.port)) as door, open(self.log, "ab") as log:
             self.port = door.getsockname()[1]
-            relay = [sys.executable, str(Path(__file__).resolve()), str(door.fileno()), str(configuration)]
+            relay = [*_THIS, "in", str(door.fileno()), str(configuration), str(self._calls), str(self.calls)]
             self.process = subprocess.Popen(
                 ["unshare", "-rn", "setpriv", "--pdeathsig", "KILL", *relay],
                 stdout=log, stderr=log, pass_fds=[door.fileno()], start_new_session=True, env={**os.environ, "PATH": _path()},
@@ -106,6 +111,24 @@ class Orthanc:
             time.sleep(0.05)
         self.stop()
         raise RuntimeError(f"Orthanc did not answer: {self.log.read_text()[-2000:]}")
+
+    @property
+    def _calls(self) -> Path:
+        """Networks are apart, but a socket that is a file is reached from both."""
+        return self.folder / "calls"
+
+    def answer_calls(self, port: int) -> None:
+        """From now on, what its scripts call at `calls` is our 127.0.0.1's port."""
+        self._calls.unlink(missing_ok=True)
+        self._calls_relay = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", *_THIS, "out", str(self._calls), str(port)],
+            env={**os.environ, "PATH": _path()},
+        )
+        until = time.monotonic() + _START_SECONDS
+        while not self._calls.exists():
+            if time.monotonic() > until or self._calls_relay.poll() is not None:
+                raise RuntimeError("The relay of what Orthanc calls did not start.")
+            time.sleep(0.05)
 
     @property
     def account(self) -> tuple[str, str] | None:
@@ -134,6 +157,10 @@ class Orthanc:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(_STOP_SECONDS)
             self.process = None
+        if self._calls_relay is not None:
+            self._calls_relay.kill()
+            self._calls_relay.wait(_STOP_SECONDS)
+            self._calls_relay = None
 
     def upload(self, path: Path) -> int:
         """Store a DICOM file, or every .dcm file below a folder; how many were stored.
@@ -160,27 +187,41 @@ async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
         writer.close()
 
 
-async def _relay(door: socket.socket) -> None:
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", _INSIDE_PORT)
-        except OSError:
-            writer.close()
-            return
-        await asyncio.gather(_carry(reader, inner_writer), _carry(inner_reader, writer))
-        for end in (inner_writer, writer):
-            end.close()
+async def _connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: Path | int) -> None:
+    """Carry a connection on to a socket that is a file, or to a port of 127.0.0.1."""
+    try:
+        if isinstance(target, Path):
+            inner_reader, inner_writer = await asyncio.open_unix_connection(target)
+        else:
+            inner_reader, inner_writer = await asyncio.open_connection("127.0.0.1", target)
+    except OSError:
+        writer.close()
+        return
+    await asyncio.gather(_carry(reader, inner_writer), _carry(inner_reader, writer))
+    for end in (inner_writer, writer):
+        end.close()
 
-    async with await asyncio.start_server(connected, sock=door) as server:
-        await server.serve_forever()
+
+async def _relay_in(door: socket.socket, calls: Path, port: int) -> None:
+    servers = [await asyncio.start_server(partial(_connected, target=_INSIDE_PORT), sock=door)]
+    if port:
+        servers.append(await asyncio.start_server(partial(_connected, target=calls), "127.0.0.1", port))
+    await asyncio.gather(*(server.serve_forever() for server in servers))
 
 
-def _main(door: int, configuration: str) -> None:
-    """In the network of its own: Orthanc, and the relay to it."""
+async def _relay_out(calls: Path, port: int) -> None:
+    await (await asyncio.start_unix_server(partial(_connected, target=port), calls)).serve_forever()
+
+
+def _main(door: int, configuration: str, calls: Path, port: int) -> None:
+    """In the network of its own: Orthanc, and the relays to it and from it."""
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     subprocess.Popen(["setpriv", "--pdeathsig", "KILL", "Orthanc", configuration])
-    asyncio.run(_relay(socket.socket(fileno=door)))
+    asyncio.run(_relay_in(socket.socket(fileno=door), calls, port))
 
 
 if __name__ == "__main__":
-    _main(int(sys.argv[1]), sys.argv[2])
+    if sys.argv[1] == "in":
+        _main(int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), int(sys.argv[5]))
+    else:
+        asyncio.run(_relay_out(Path(sys.argv[2]), int(sys.argv[3])))

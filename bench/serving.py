@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -74,7 +75,7 @@ def ours(studies: Path, home: Path) -> Server:
     return our_server(studies, home, {"budget": str(_BUDGET), "retrain": "false"})
 
 
-def our_server(studies: Path, home: Path, conf: Mapping[str, str]) -> Server:
+def our_server(studies: Path | str, home: Path, conf: Mapping[str, str]) -> Server:
     """`nextslice serve` with these settings."""
     # A copy, because MONAI Label writes beside an app's files.
     (home / "app").mkdir(parents=True)
@@ -84,11 +85,15 @@ def our_server(studies: Path, home: Path, conf: Mapping[str, str]) -> Server:
     return Server(["cli", "serve", "--studies", str(studies), "--app", str(home / "app"), *settings], home)
 
 
-def stock(studies: Path, home: Path) -> Server:
-    """MONAI Label's server at its best: without the scoring that it queues at every sample by default."""
+def stock(studies: Path | str, home: Path, env: Mapping[str, str] = MappingProxyType({})) -> Server:
+    """MONAI Label's server at its best: without the scoring that it queues at every sample by default.
+
+    Args:
+        studies: a folder, or the address of an archive. env: more of its environment.
+    """
     app = shutil.copytree(_ROOT / "bench" / "stock_app", home / "app")
     command = ["monailabel.main", "start_server", "--app", str(app), "--studies", str(studies)]
-    return Server(command, home, {"MONAI_LABEL_AUTO_UPDATE_SCORING": "false"})
+    return Server(command, home, {"MONAI_LABEL_AUTO_UPDATE_SCORING": "false", **env})
 
 
 def first_round(server: Server, images: int) -> float:

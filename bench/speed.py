@@ -1,4 +1,4 @@
-"""Speed in one run: serving beside stock, a million slices, and sweep, signals, selection and training beside plain ways.
+"""Speed in one run: serving and an archive beside stock, a million slices, and the work on arrays beside plain ways.
 
 `python -m bench.speed` prints tables with ratios. Ratios within one run are what to compare: milliseconds belong to the
 machine, and to what else it does.
@@ -16,7 +16,7 @@ import torch
 import typer
 from tqdm import tqdm
 
-from bench import million, selection_speed, serving, signal_speed, sweep_speed, training_speed
+from bench import archive_speed, million, selection_speed, serving, signal_speed, sweep_speed, training_speed
 from bench.live import Effort, one_core
 from trainers.settings import Settings
 
@@ -33,6 +33,7 @@ class Part(StrEnum):
     selection = "selection"
     signals = "signals"
     training = "training"
+    archive = "archive"
 
 
 def main(
@@ -50,6 +51,7 @@ def main(
         Part.selection: _selection,
         Part.signals: _signals,
         Part.training: _training,
+        Part.archive: _archive,
     }
     for part in [only] if only else list(parts):
         with tempfile.TemporaryDirectory(prefix="nextslice-speed-") as folder:
@@ -112,6 +114,12 @@ def _training(data: Path, folder: Path, quick: bool) -> str:
         f"{training_speed.report(found)}\n\nConditions: {where}, one thread; {epochs} epochs of 25 steps of 8 slices, with "
         "augmentation, validation and a model's measures;\nevery third slice annotated; in turns, median (min-max)."
     )
+
+
+def _archive(data: Path, folder: Path, quick: bool) -> str:
+    with one_core() as where:
+        found = archive_speed.report(folder, archive_speed.QUICK if quick else archive_speed.FULL)
+    return f"{found}\n\nConditions: {where}, Orthanc too; starts and requests in turns; median (min-max)."
 
 
 def _machine() -> str:

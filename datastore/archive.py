@@ -19,7 +19,7 @@ from sqlalchemy.engine import RowMapping
 from datastore.dicom_label import DicomLabel, read_dicom_label
 from datastore.served import ServedDatastore, check_usable
 from datastore.volume_io import Header
-from dicom.archive import ListedSeries
+from dicom.archive import ListedSeries, is_uid
 from dicom.images import ArchiveImages, path_of
 from loop.catalogue import Found
 from loop.errors import BadInput, Conflict, Forbidden, Unavailable
@@ -80,6 +80,42 @@ class ArchiveDatastore(ServedDatastore):
             self.loop.catalogue.sync(changed, sorted(set(known) - set(there)), self._clock())
             self._rest_until = time.monotonic() + _REST * (time.monotonic() - began)
         self.notice_behind()
+
+    def look_for(self, study_uid: str, series_uid: str = "") -> list[str]:
+        """Search the archive for one study, or one series, now, and take in what changed; the ids of its series that are taken.
+
+        An archive that tells of what comes in need not wait for the next search of everything, nor bear one.
+
+        Args:
+            study_uid, series_uid: either may be empty, not both.
+
+        Raises:
+            BadInput: neither is named, or not by a UID. Unavailable: the archive is down; the records stay as they are.
+        """
+        check_uids(study_uid, series_uid)
+        named = (("StudyInstanceUID", study_uid), ("SeriesInstanceUID", series_uid))
+        wanted = [(key, uid) for key, uid in named if uid]
+        if not wanted:
+            raise BadInput("Name a study or a series: StudyInstanceUID, SeriesInstanceUID or both.")
+        config = self.loop.config
+        conditions = [*parse_conditions(config.archive_conditions), *wanted]
+        with self._looking:
+            there = {
+                series.series_uid: series
+                for series in self.images.archive.series(config.archive_modalities, conditions)
+                # Some archives leave conditions that they do not know aside, and list everything.
+                if series_uid in ("", series.series_uid) and study_uid in ("", series.study_uid)
+            }
+            known = self.loop.catalogue.versions()
+            changed = [_found(series) for uid, series in there.items() if known.get(uid) != _version(series)]
+            gone = [
+                uid
+                for uid, version in known.items()
+                if uid not in there and series_uid in ("", uid) and study_uid in ("", version.rpartition("-")[0])
+            ]
+            self.loop.catalogue.sync(changed, sorted(gone), self._clock())
+        self.notice_behind()
+        return sorted(there)
 
     def look(self) -> None:
         """As `refresh`, in a thread of its own, whose end is awaited for some seconds only; trouble is told by `status`."""
@@ -144,6 +180,13 @@ class ArchiveDatastore(ServedDatastore):
     def add_image(self, image_id: str, image_filename: str, image_info: Mapping[str, Any]) -> str:
         """Never: images come from the archive. Raises Forbidden."""
         raise Forbidden("Images come from the archive here: send the series to the archive, and it is found.")
+
+
+def check_uids(study_uid: str, series_uid: str) -> None:
+    """Raise BadInput unless each is a UID, or empty."""
+    for key, uid in (("StudyInstanceUID", study_uid), ("SeriesInstanceUID", series_uid)):
+        if uid and not is_uid(uid):
+            raise BadInput(f"{key} must be a UID (digits and dots, at most 64), got {uid[:80]!r}.")
 
 
 def parse_conditions(text: str) -> list[tuple[str, str]]:

@@ -33,12 +33,14 @@ from server import (
     links,
     model,
     ohif,
+    pacs,
     pages,
     pool_map,
     previews,
     returns,
     seg,
     session,
+    tell,
     worklist,
 )
 from server.door import Admin, AnyUser, parts, told, told_invalid
@@ -128,6 +130,8 @@ def create_app() -> FastAPI:
         seg,
         returns,
         worklist,
+        pacs,
+        tell,
         al,
         links,
         dicomweb_proxy,

@@ -29,7 +29,7 @@ JSON_LIMIT = 1 << 20
 """Bytes of a request body that is no file upload: commands are small."""
 
 _UPLOADS = {
-    b"multipart/form-data": ("/datastore", "/infer/", "/model/", "/session/"),
+    b"multipart/form-data": ("/datastore", "/infer/", "/model/", "/session/", "/al/tell"),
     b"multipart/related": ("/dicom-web/",),
 }
 """Where files are uploaded, by how they are wrapped."""

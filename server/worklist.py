@@ -1,12 +1,13 @@
 """/al/worklist and who annotated what: for the pages, and for a PACS that tells people what there is to do."""
 
 from typing import Annotated, Any, Literal
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Body, Depends, Query, Request
 from monailabel.endpoints.user.auth import User
 from pydantic import BaseModel, ConfigDict, Field
 
+from datastore.archive import ArchiveDatastore
 from loop.shell import where_of
 from server.door import Annotator, AnyUser, annotator_of, parts
 
@@ -68,20 +69,33 @@ def worklist(
 
 
 def _links(row: dict[str, Any], server: str) -> dict[str, Any]:
-    """Where an item is annotated; `slicer` is a sentence, because no address opens a slice in 3D Slicer."""
+    """Where an item is annotated; `slicer` is a sentence, because no address opens a slice in 3D Slicer, only a study."""
     ticket = row["ticket"] if row["state"] == "leased" else None
     where = where_of([] if row["slice"] is None else [row["slice"]], row["axis"])
     first = "" if ticket else "Take it by /al/ask or the worklist, then: "
     slice_name = "middle" if row["slice"] is None else row["slice"]
+    archived = isinstance(parts().datastore, ArchiveDatastore)
     return {
         "annotate": f"/annotate/{ticket}" if ticket else f"/worklist?image={quote(row['image'], safe='')}",
-        "ohif": None,
+        "ohif": f"/al/tickets/{ticket}/ohif" if ticket and archived else None,
         "slicer": (
             f"{first}3D Slicer, module MONAI Label, server {server}, client id {row['annotator'] if ticket else 'your name'}, "
             f"Next Sample: {row['patient']}: {where}."
         ),
+        "slicer_study": slicer_link(server, study_of(row["image"])) if archived else None,
         "thumbnail": f"/al/items/{quote(row['image'])}/thumbnail/{slice_name}.png",
     }
+
+
+def slicer_link(server: str, study_uid: str) -> str:
+    """Opens a study in 3D Slicer, where that is registered for slicer://; the archive is reached through our server."""
+    query = {"studyUID": study_uid, "dicomweb_endpoint": f"{server}/dicom-web"}
+    return "slicer://viewer/?" + urlencode(query)
+
+
+def study_of(image: str) -> str:
+    """UID of the study that a series of the archive belongs to."""
+    return str(parts().loop.catalogue.image(image)["path"]).partition("/")[0]
 
 
 @router.post("/items/{image:path}/skip", summary="These slices cannot be annotated")
