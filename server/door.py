@@ -94,18 +94,25 @@ def parse_params(text: str) -> dict[str, Any]:
 
 
 @contextmanager
-def received(file: UploadFile, suffix: str) -> Iterator[Path]:
-    """The upload as a file of ours with a name of ours; gone after the block."""
+def new_file(suffix: str) -> Iterator[Path]:
+    """The name of a file to write, ours alone, which errors can be told with; gone after the block."""
     folder = parts().workplace.state / "incoming" / uuid.uuid4().hex
     folder.mkdir()
-    target = folder / f"upload{suffix}"  # a name that errors can be told with
+    target = folder / f"upload{suffix}"
     try:
-        with open(target, "wb") as out:
-            shutil.copyfileobj(file.file, out, 1 << 20)
         yield target
     finally:
         target.unlink(missing_ok=True)
         folder.rmdir()
+
+
+@contextmanager
+def received(file: UploadFile, suffix: str) -> Iterator[Path]:
+    """The upload as a file of ours with a name of ours; gone after the block."""
+    with new_file(suffix) as target:
+        with open(target, "wb") as out:
+            shutil.copyfileobj(file.file, out, 1 << 20)
+        yield target
 
 
 async def told(request: Request, error: Exception) -> JSONResponse:
