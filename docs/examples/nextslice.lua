@@ -24,5 +24,9 @@ function OnStableSeries(seriesId, tags, metadata)
   -- While a script runs, Orthanc answers nobody: wait=false, so that NextSlice searches it when the script is done.
   -- A call that fails is no loss: NextSlice also searches the archive by itself, every rescan_seconds.
   local ok, answer = pcall(HttpPost, NEXTSLICE .. '/al/studies?wait=false', DumpJson(body, true), headers)
-  print((ok and answer) and ('NextSlice was told of series ' .. tags['SeriesInstanceUID'] .. '')
+  if ok and answer then
+    print('NextSlice was told of series ' .. tags['SeriesInstanceUID'])
+  else
+    print('NextSlice did not answer at ' .. NEXTSLICE)
+  end
 end
