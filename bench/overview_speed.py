@@ -22,7 +22,7 @@ _ANNOTATORS = 20
 _BUDGET = 1000
 
 
-def main(labels: int = 2000) -> None:
+def main(labels: int = 500) -> None:
     """Pools of ten thousand and of a million slices, in volumes and as images of one slice; the same number of labels in each."""
     pools = ((100, 100), (10_000, 100), (1_000_000, 1))
     columns = [_measured(images, slices, labels) for images, slices in pools]

@@ -20,7 +20,7 @@ from bench.serving import our_server
 _OUT = Path(__file__).parent.parent / "docs" / "images"
 _QUICK = {"epochs": "6", "steps_per_epoch": "8", "batch_size": "4", "budget": "12", "slices_per_ticket": "2"}
 _SECONDS = 600
-_COLOURS = 128
+_COLOURS = 256
 
 
 def main(out: Path = _OUT, patients: int = 8) -> None:
@@ -80,7 +80,7 @@ class Gallery:
         file = self.out / f"{name}.png"
         browser.screenshot(self.driver, file, whole=whole)
         with Image.open(file) as picture:
-            picture.convert("RGB").quantize(_COLOURS).save(file, optimize=True)
+            picture.convert("RGB").quantize(_COLOURS, Image.Quantize.MAXCOVERAGE).save(file, optimize=True)
         typer.echo(f"{file} ({file.stat().st_size / 1024:.0f} KiB)")
 
 
