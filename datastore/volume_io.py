@@ -109,6 +109,27 @@ def read_volume(path: Path, fits: Callable[[Header], None] = lambda header: None
     return Volume(array, header.affine)
 
 
+def read_slice(path: Path, axis: int, index: int) -> npt.NDArray[Any]:
+    """One slice of a volume, (I, J, K) without the slice axis; of an uncompressed NIfTI file no other voxel is read.
+
+    Raises:
+        BadInput: as `read_volume`; or there is no such slice.
+    """
+    header, _ = _open(path)
+    if not 0 <= index < header.shape[axis]:
+        raise BadInput(f"{path.name} has slices 0 to {header.shape[axis] - 1}, got {index}.")
+    if suffix_of(path.name) != ".nii":
+        plane: npt.NDArray[Any] = np.take(read_volume(path).array, index, axis)
+        return plane
+    with _explained(path), open(path, "rb") as file:
+        proxy = nib.arrayproxy.ArrayProxy(file, _nifti_header(path, file), mmap=False)
+        at = (slice(None),) * axis + (index,)
+        array: npt.NDArray[Any] = np.asanyarray(proxy[at + (slice(None),) * (2 - axis) + (0,) * (len(proxy.shape) - 3)])
+    if array.dtype.kind not in "iufb":
+        raise BadInput(f"{path.name} must hold real numbers, got {array.dtype}.")
+    return array
+
+
 def _open(path: Path) -> tuple[Header, Callable[[], npt.NDArray[Any]]]:
     """The checked header, and what reads the voxels."""
     with _explained(path):
@@ -162,12 +183,7 @@ def _open_nifti(path: Path) -> tuple[Header, Callable[[], npt.NDArray[Any]]]:
     # nibabel's header classes without its image classes, which guess the format and look for companion files first.
     opened = partial(gzip.open if path.name.lower().endswith(".gz") else open, path, "rb")
     with opened() as file:
-        block = file.read(_NIFTI_HEADER_BYTES)
-        kind = next((kind for kind in (nib.Nifti1Header, nib.Nifti2Header) if kind.may_contain_header(block)), None)
-        if kind is None:
-            raise BadInput(f"{path.name} could not be read as an image: it does not begin as a NIfTI file does.")
-        file.seek(0)
-        nifti = kind.from_fileobj(file)
+        nifti = _nifti_header(path, file)
     shape = tuple(int(n) for n in nifti.get_data_shape())
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
@@ -179,6 +195,15 @@ def _open_nifti(path: Path) -> tuple[Header, Callable[[], npt.NDArray[Any]]]:
             return array
 
     return header, voxels
+
+
+def _nifti_header(path: Path, file: Any) -> Any:
+    block = file.read(_NIFTI_HEADER_BYTES)
+    kind = next((kind for kind in (nib.Nifti1Header, nib.Nifti2Header) if kind.may_contain_header(block)), None)
+    if kind is None:
+        raise BadInput(f"{path.name} could not be read as an image: it does not begin as a NIfTI file does.")
+    file.seek(0)
+    return kind.from_fileobj(file)
 
 
 def _open_itk(path: Path) -> tuple[Header, Callable[[], npt.NDArray[Any]]]:

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
 from typing import Any, Self, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import httpx
 
 from loop.errors import BadInput, NotFound, Unavailable
 
 logger = logging.getLogger(__name__)
+# It logs every address it asks, and a search may name a patient.
+logging.getLogger("httpx").setLevel(logging.WARNING)
 
 Result = TypeVar("Result")
 
@@ -130,7 +132,7 @@ class Archive:
                         logger.warning("The archive lists a series without usable UIDs, which is left out")
                     elif found.series_uid not in seen:
                         yield found
-                    seen.add(found.series_uid if found else f"unusable {len(seen)}")
+                    seen.add(found.series_uid if found else repr(entry))
                 # Not by the size of the page: some archives cap it; others know no offset, and begin again.
                 if len(seen) == before:
                     break
@@ -209,12 +211,12 @@ class Archive:
         Args:
             of_one: trouble may be that of the one series that is asked for.
         """
+        # Orthanc takes an encoded * for a letter.
+        address = f"{self.url}{path}" + (f"?{urlencode(list(query), safe='*')}" if query else "")
         for pause in (*(self._pauses if pauses is None else pauses), None):
             status = None
             try:
-                with self._http.stream(
-                    "GET", self.url + path, params=list(query), headers={"Accept": accept}
-                ) as answer:
+                with self._http.stream("GET", address, headers={"Accept": accept}) as answer:
                     status = answer.status_code
                     if status < 300:
                         return into(answer)
@@ -287,8 +289,7 @@ def _text(entry: Mapping[str, Any], tag: str) -> str:
     if not isinstance(value, str | int | float):
         return ""
     shown = "".join(character for character in str(value) if character.isprintable())
-    # Halves of surrogate pairs cannot be written again.
-    return shown.encode(errors="replace").decode().strip()[:_LONGEST_TEXT]
+    return shown.strip()[:_LONGEST_TEXT]
 
 
 def _boundary(content_type: str) -> bytes:

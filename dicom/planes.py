@@ -140,8 +140,10 @@ def _check_pixels(instance: Dataset, frames: int, name: str) -> None:
     if syntax is None:
         raise BadInput(f"{name} does not say its transfer syntax.")
     if not _decodes(syntax):
-        kind = "private" if UID(syntax).is_private else "unsupported"
-        raise NoDecoder(f"{name} has pixels in the {kind} transfer syntax {syntax}.")
+        # Of a private one an archive cannot know what the pixels mean, though it may well give them another name.
+        if UID(syntax).is_private:
+            raise BadInput(f"{name} has pixels in the private transfer syntax {syntax}.")
+        raise NoDecoder(f"{name} has pixels in the transfer syntax {UID(syntax).name}, which cannot be read here.")
     if UID(syntax).is_encapsulated:
         return
     expected = rows * columns * frames * (allocated // 8)
@@ -179,8 +181,11 @@ def _plane(instance: Dataset, places: Sequence[Dataset], index: int, frame: int,
     if any("ModalityLUTSequence" in place for place in (instance, *places)):
         raise BadInput(f"{name} has a table for its values (ModalityLUTSequence), which is not supported.")
     slope, intercept = (
-        float(_found(places, "PixelValueTransformationSequence", keyword) or default)
-        for keyword, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
+        float(default if value is None else value)
+        for value, default in (
+            (_found(places, "PixelValueTransformationSequence", "RescaleSlope"), 1.0),
+            (_found(places, "PixelValueTransformationSequence", "RescaleIntercept"), 0.0),
+        )
     )
     if not slope or not np.isfinite([slope, intercept]).all():
         raise BadInput(f"{name} must have a finite RescaleSlope other than 0, got {slope} and {intercept}.")

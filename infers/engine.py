@@ -1,5 +1,6 @@
 """The engine: preprocessed images in, probabilities on the image's own grid out."""
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from loop.errors import BadInput
 from loop.pool import Pool
 from loop.read_ahead import ahead
 from loop.signals import Batch
-from loop.views import View, likeliest
+from loop.views import View, entropy_map, likeliest
 from models import heads
 from models.preprocess import Prepared, prepare, restore
 from models.spec import ModelSpec
@@ -88,15 +89,35 @@ class Segmenter:
 
     def predict(self, volume: Volume, axis: int) -> npt.NDArray[np.uint8]:
         """The mask (I, J, K): the likeliest class of each voxel."""
+        return self._mapped(volume, axis, lambda probs: [likeliest(probs)[1].to(torch.uint8)])[0]
+
+    def predict_with_uncertainty(
+        self, volume: Volume, axis: int
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        """The mask, and the entropy of each voxel's classes (I, J, K): 0 is certain, 255 is ln C, all classes alike."""
+        mask, entropy = self._mapped(
+            volume, axis, lambda probs: [likeliest(probs)[1].to(torch.uint8), scaled_entropy(probs)]
+        )
+        return mask, entropy
+
+    def _mapped(
+        self, volume: Volume, axis: int, of: Callable[[Tensor], Sequence[Tensor]]
+    ) -> list[npt.NDArray[np.uint8]]:
+        """What `of` makes of the probabilities (B, C, *native), each (B, *native), put together to (I, J, K)."""
         prepared = prepare(self.spec, volume.array, volume.spacing, axis)
         parts = []
         for start in range(0, len(prepared.data), self.batch):
             probs = restore(prepared, self.probabilities(prepared.data[start : start + self.batch]))
-            parts.append(likeliest(probs)[1].to(torch.uint8).cpu())
-        items = torch.cat(parts)
-        mask = items.movedim(0, axis) if self.spec.spatial_dims == 2 else items[0]
-        found: npt.NDArray[np.uint8] = mask.contiguous().numpy()
-        return found
+            parts.append([found.cpu() for found in of(probs)])
+        volumes = [torch.cat(items) for items in zip(*parts, strict=True)]
+        flat = self.spec.spatial_dims == 2
+        return [(items.movedim(0, axis) if flat else items[0]).contiguous().numpy() for items in volumes]
+
+
+def scaled_entropy(probs: Tensor) -> Tensor:
+    """(B, C, *S) -> (B, *S) uint8: the entropy of the classes, 255 for ln C."""
+    scale = 255 / math.log(probs.shape[1])
+    return (entropy_map(probs) * scale).round().clamp(0, 255).to(torch.uint8)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Keeps the loop going: looks at what is true now, and starts the training, the sweep or the plan that is due.
+"""Keeps the loop going: looks at what is true now, and starts the training, the sweep, the plan or the preview that is due.
 
 It acts on the store's state, never on remembered events, so that a server that was killed goes on where it was.
 """
@@ -7,17 +7,20 @@ import logging
 import multiprocessing
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from multiprocessing import forkserver
 from typing import Any
 
 from sqlalchemy.engine import RowMapping
 
+from loop import previewing
 from loop.errors import Conflict, NextSliceError
-from loop.jobs import Jobs
+from loop.jobs import GIVING_WAY, KINDS, Jobs
+from loop.previews import Previews
 from loop.retrain import Counts, RetrainPolicy
 from loop.rounds import Loop, Swept
-from loop.worker import run
+from loop.worker import run, run_after_others
 from loop.workplace import Workplace, model_name
 
 logger = logging.getLogger(__name__)
@@ -34,9 +37,12 @@ _RETRY_SECONDS = 60.0
 _PLAN_HERE_SLICES = 2_000_000
 """Up to this many slices a strategy that needs no model is planned within the server, without a child process."""
 
+_MOST_WANTED = 50
+"""Images that were looked at without being asked for, of which a prediction is made too: the last ones."""
+
 
 class Conductor:
-    """Starts and stops the child processes. One training and one sweep run at a time.
+    """Starts and stops the child processes. One training and one sweep run at a time; previews and maps wait for them.
 
     Args:
         refresh: looks for new images; called at least every `rescan_seconds` and after `changed`.
@@ -64,6 +70,10 @@ class Conductor:
         self._changed, self._scanned, self._settled = True, float("-inf"), float("-inf")
         self._had_a_round: set[str] = set()
         self._tried: dict[str, tuple[tuple[Any, ...], float]] = {}
+        self._previewing: str | None = None
+        self._wanted: deque[str] = deque(maxlen=_MOST_WANTED)
+        self._previewed: tuple[tuple[Any, ...], float] = ((), float("-inf"))
+        self._previews = Previews(workplace.state / "previews")
         self._thread = threading.Thread(target=self._run, daemon=True, name="conductor")
         # A fork server imports torch once, in a process without threads; forking the server itself would not be safe.
         self._processes = multiprocessing.get_context("forkserver")
@@ -71,7 +81,7 @@ class Conductor:
 
     def start(self) -> None:
         """Begin; jobs that a former server left running are lost, because their processes ended with it."""
-        for kind in ("train", "sweep"):
+        for kind in KINDS:
             for job in self.loop.jobs.active(kind):
                 self.loop.jobs.end(job["id"], "lost", message="the server ended while it ran")
         forkserver.ensure_running()  # now, so that its imports are done when the first job comes
@@ -85,7 +95,7 @@ class Conductor:
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(10)
-        for kind in ("train", "sweep"):
+        for kind in KINDS:
             self.stop(kind)
 
     def changed(self) -> None:
@@ -125,7 +135,9 @@ class Conductor:
             self.loop.store.checkpoint()
             self._settled = time.monotonic()
         with self._guard:
-            for kind in ("train", "sweep"):
+            self._give_way()
+            self._preview_if_due()
+            for kind in KINDS:
                 self._start_queued(kind)
 
     # --- what is due
@@ -227,6 +239,43 @@ class Conductor:
                 self._plan_here(name)
             self._had_a_round.add(name)
 
+    # --- what is made for people to see
+
+    def want_preview(self, image_id: str) -> None:
+        """Somebody looks at an image that the current model has not predicted: it is, if that is done here at all."""
+        if not self.loop.config.previews or self.loop.current_model() is None:
+            return
+        with self._guard:
+            if image_id not in self._wanted:
+                self._wanted.append(image_id)
+        self.wake()
+
+    def _preview_if_due(self) -> None:
+        digest = self.loop.current_model()
+        if not self.loop.config.previews or digest is None or self._busy() or self.loop.jobs.active("preview"):
+            return
+        if digest != self._previewing:
+            # What somebody looked at with earlier weights is nobody's wish for these.
+            self._previewing = digest
+            self._wanted.clear()
+        served = [row["id"] for row in self.loop.newest_rounds().values() if row["state"] == "open"]
+        state = (digest, tuple(served), tuple(self._wanted))
+        if self._previewed[0] == state and time.monotonic() - self._previewed[1] < _RETRY_SECONDS:
+            return
+        self._previewed = (state, time.monotonic())
+        if previewing.due(self.loop, self._previews, digest, self._wanted):
+            self.loop.jobs.queue("preview", model_name(self.loop.config), {"images": list(self._wanted)}, "to be seen")
+
+    def _busy(self) -> bool:
+        return bool(self.loop.jobs.active("train") or self.loop.jobs.active("sweep"))
+
+    def _give_way(self) -> None:
+        """What is made for people to see waits until a training or a sweep is over, and then is due again."""
+        if any(kind in self._children for kind in GIVING_WAY) and self._busy():
+            for kind in GIVING_WAY:
+                self.stop(kind, "it gave way to a training or a sweep")
+            self._previewed = ((), float("-inf"))
+
     # --- child processes
 
     def _queued(self, kind: str) -> list[dict[str, Any]]:
@@ -239,9 +288,14 @@ class Conductor:
     def _start_queued(self, kind: str) -> None:
         if kind in self._children:
             return
+        gives_way = kind in GIVING_WAY
+        if gives_way and (self._busy() or any(other in self._children for other in GIVING_WAY)):
+            return
         if queued := self._queued(kind):
             child = self._processes.Process(
-                target=run, args=(self.workplace, queued[0]["id"]), name=f"{kind}-{queued[0]['id'][:8]}"
+                target=run_after_others if gives_way else run,
+                args=(self.workplace, queued[0]["id"]),
+                name=f"{kind}-{queued[0]['id'][:8]}",
             )
             child.start()
             self._children[kind] = (queued[0]["id"], child)
@@ -253,12 +307,12 @@ class Conductor:
                 del self._children[kind]
                 self.loop.jobs.end(job_id, "error", message=f"the process ended with exit code {child.exitcode}")
 
-    def stop(self, kind: str) -> dict[str, Any] | None:
+    def stop(self, kind: str, why: str = "stopped on request") -> dict[str, Any] | None:
         """End the running job of a kind and drop the queued ones; the job, or None if there was none."""
         with self._guard:
             ended = self.loop.jobs.active(kind)
             for job in ended:
-                self.loop.jobs.end(job["id"], "stopped", message="stopped on request")
+                self.loop.jobs.end(job["id"], "stopped", message=why)
             job_id, child = self._children.pop(kind, (None, None))
             if child is not None:
                 child.kill()

@@ -152,6 +152,9 @@ class AppConfig:
     prepared_cache_mb: int = setting(
         4096, "MiB of preprocessed slices kept in the state folder for the next training; 0: none", low=0
     )
+    previews: int = setting(
+        200, "most images of which a prediction is made ahead and kept for people to see; 0: none", low=0
+    )
     supervision: str = setting(
         "mask",
         "what annotators send: mask, every voxel of an annotated slice has its class; scribble, strokes, and the others stay "

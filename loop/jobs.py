@@ -1,4 +1,4 @@
-"""Trainings and sweeps: queued, running with progress, ended; on disk, so that a restart knows what was going on."""
+"""Trainings, sweeps and previews: queued, running with progress, ended; on disk, so that a restart knows what went on."""
 
 import time
 import uuid
@@ -11,6 +11,10 @@ from sqlalchemy.engine import Connection
 from loop import events
 from loop.errors import Conflict, NotFound
 from loop.store import Store, jobs, labels, submissions
+
+KINDS = ("train", "sweep", "preview", "map")
+GIVING_WAY = ("preview", "map")
+"""Of the kinds, those that wait for the others, and end when one of them is due."""
 
 ACTIVE = ("queued", "running")
 ENDED = ("done", "error", "stopped", "lost")
@@ -32,9 +36,7 @@ class Jobs:
         """
         with self.store.write() as connection:
             if exclusive and self._active(connection, kind):
-                raise Conflict(
-                    f"A {kind} is running already. Wait for it, or stop it first (DELETE /{_ENDPOINT[kind]}/)."
-                )
+                raise Conflict(f"A {kind} is running already. Wait for it{_STOPPED.get(kind, '')}.")
             job_id = str(uuid.uuid4())
             newest = connection.execute(sa.select(sa.func.coalesce(sa.func.max(submissions.c.id), 0))).scalar_one()
             connection.execute(
@@ -145,4 +147,7 @@ class Jobs:
             return int(connection.execute(query).scalar_one())
 
 
-_ENDPOINT = {"train": "train", "sweep": "scoring"}
+_STOPPED = {
+    "train": ", or stop it first (DELETE /train/)",
+    "sweep": ", or stop it first (DELETE /scoring/)",
+}

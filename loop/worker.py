@@ -1,6 +1,7 @@
-"""What a child process does: one training or one sweep, with its progress in the store."""
+"""What a child process does: one training, one sweep or what gives way to them, with its progress in the store."""
 
 import logging
+import os
 import time
 from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
@@ -12,6 +13,8 @@ from loop.allocation import keep_freed_memory
 from loop.errors import BadInput, NextSliceError, Unavailable
 from loop.parent import end_with_parent
 from loop.planning import plan_if_needed
+from loop.pool_map import make_map
+from loop.previewing import preview
 from loop.rounds import Loop
 from loop.store import Store
 from loop.sweeping import SweepSource
@@ -23,6 +26,8 @@ from trainers.prepared_cache import PreparedCache
 from trainers.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+_NICE = 10
 
 _SEED_STEP = 1_000_003
 """Between the seeds of an ensemble's members: far from the seeds that people choose, whose weights would be the same."""
@@ -55,6 +60,12 @@ def run(workplace: Workplace, job_id: str) -> None:
         loop.jobs.end(job_id, "done", result=result)
     finally:
         store.close()
+
+
+def run_after_others(workplace: Workplace, job_id: str) -> None:
+    """As `run`, for what may take its time: serving and other jobs have the processor first."""
+    os.nice(_NICE)
+    run(workplace, job_id)
 
 
 def train(worker: Worker) -> dict[str, Any]:
@@ -205,4 +216,6 @@ def _check_heads(worker: Worker, strategy: strategies.Strategy, digest: str | No
         )
 
 
-JOBS: dict[str, Callable[[Worker], dict[str, Any]]] = {"train": train, "sweep": sweep_and_plan}
+JOBS: dict[str, Callable[[Worker], dict[str, Any]]] = {
+    "train": train, "sweep": sweep_and_plan, "preview": preview, "map": make_map,
+}  # fmt: skip

@@ -18,6 +18,7 @@ import strategies
 from datastore.volume_io import write_volume
 from loop import events
 from loop.errors import BadInput, Conflict, unknown
+from loop.jobs import KINDS
 from loop.rounds import Ticket
 from loop.shell import ServedStrategy, sample_of
 from loop.workplace import dimension
@@ -61,11 +62,10 @@ def _shown(ticket: Ticket) -> dict[str, Any]:
 
 @router.get("/progress", summary="How far the annotation is, and what runs now")
 def progress(user: User = Depends(AnyUser)) -> dict[str, Any]:
-    """Counts of images and slices; the open rounds; the running training and sweep with fraction and eta in s; the model;
-    how the archive is doing."""
+    """Counts of images and slices; the open rounds; what runs with fraction and eta in s; the model; how the archive is."""
     here = parts()
     digest = here.weights.current()
-    running = {kind: [shown(job) for job in here.loop.jobs.active(kind)] for kind in ("train", "sweep")}
+    running = {kind: [shown(job) for job in here.loop.jobs.active(kind)] for kind in KINDS}
     return {
         "counts": here.loop.catalogue.counts(),
         "rounds": [row for row in here.loop.rounds(20) if row["state"] == "open"],

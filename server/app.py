@@ -23,7 +23,22 @@ from starlette.middleware import Middleware
 
 from loop.assembly import Assembly
 from loop.errors import Forbidden, NextSliceError, NotFound
-from server import activelearning, al, datastore, dicomweb_proxy, door, infer, jobs, links, model, ohif, session
+from server import (
+    activelearning,
+    al,
+    datastore,
+    dicomweb_proxy,
+    door,
+    infer,
+    jobs,
+    links,
+    model,
+    ohif,
+    pages,
+    pool_map,
+    previews,
+    session,
+)
 from server.door import Admin, AnyUser, parts, told, told_invalid
 
 logger = logging.getLogger(__name__)
@@ -104,7 +119,21 @@ def create_app() -> FastAPI:
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     if settings.MONAI_LABEL_AUTH_ENABLE:
         app.include_router(login.router)
-    for module in (activelearning, datastore, infer, jobs, session, model, al, links, dicomweb_proxy, ohif):
+    for module in (
+        activelearning,
+        datastore,
+        infer,
+        jobs,
+        session,
+        model,
+        previews,
+        pool_map,
+        al,
+        pages,
+        links,
+        dicomweb_proxy,
+        ohif,
+    ):
         app.include_router(module.router)
     app.include_router(misc)
     return app

@@ -101,7 +101,9 @@ def stock(path: str, request: Request) -> Response:
         page = _stock_text("index.html")
         answer = Response(page, media_type="text/html", headers=headers)
         # Its panel would look for the server at port 8000, wherever it is.
-        answer.set_cookie("MONAILABEL_SERVER_URL", quote(str(request.base_url), safe=""), path="/ohif-monailabel", samesite="strict")
+        answer.set_cookie(
+            "MONAILABEL_SERVER_URL", quote(str(request.base_url), safe=""), path="/ohif-monailabel", samesite="strict"
+        )
         return answer
     if file.suffix in (".js", ".css", ".json"):
         kind = {".js": "text/javascript", ".css": "text/css", ".json": "application/json"}[file.suffix]

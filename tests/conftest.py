@@ -38,10 +38,12 @@ class LiveServer:
 
     Attributes:
         root: the demo folder: images/ is served, labels/ is the ground truth.
+        studies: what is served in the images' place, such as an archive's address.
     """
 
     root: Path
     conf: dict[str, str] = field(default_factory=dict)
+    studies: str = ""
     command: Callable[["LiveServer"], list[str]] | None = None
     env: dict[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
@@ -84,7 +86,8 @@ class LiveServer:
 
     def _serve(self) -> list[str]:
         pairs = [part for key, value in self.conf.items() for part in ("--conf", key, value)]
-        return [sys.executable, "-m", "cli", "serve", "--studies", str(self.images), "--port", str(self.port), *pairs]
+        studies = self.studies or str(self.images)
+        return [sys.executable, "-m", "cli", "serve", "--studies", studies, "--port", str(self.port), *pairs]
 
     def kill(self) -> None:
         """kill -9, the server alone; its child processes must end by themselves."""
@@ -135,11 +138,12 @@ def demo(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def serve() -> Iterator[Callable[..., LiveServer]]:
-    """Start servers that are stopped after the test: serve(demo folder, key=value settings)."""
+    """Start servers that are stopped after the test: serve(demo folder[, archive's address], key=value settings)."""
     started: list[LiveServer] = []
 
-    def start(root: Path, **conf: str) -> LiveServer:
-        started.append(LiveServer(root, {**FAST, **conf}))
+    def start(root: Path, studies: str = "", **conf: str) -> LiveServer:
+        state = {"state": str(root / "state")} if studies else {}
+        started.append(LiveServer(root, {**FAST, **state, **conf}, studies=studies))
         return started[-1].start()
 
     yield start

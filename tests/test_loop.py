@@ -191,6 +191,19 @@ def test_unreadable_and_missing_images_are_held_but_keep_their_labels(make: Make
     assert loop.catalogue.image("patient000")["n_labeled"] == 1
 
 
+def test_an_image_that_turns_out_unusable_ends_its_tickets_and_no_round_waits_for_it(make: MakeLoop) -> None:
+    loop = make(volumes=2, slices=3)
+    number = open_round(loop)
+    ticket = loop.ask("random", "ann")[0]
+    loop.unusable(ticket.image_id, "no geometry")
+    assert loop.ticket(ticket.id).state == "released"
+    assert not loop.leased_images()
+    other = loop.ask("random", "ann")[0]
+    assert other.image_id != ticket.image_id
+    tell(loop, other.image_id, [0, 1, 2])
+    assert loop.round(number)["state"] == "done"
+
+
 def test_a_file_that_changes_shape_after_annotation_is_refused_and_says_why(make: MakeLoop) -> None:
     loop = make(slices=4)
     tell(loop, "patient000", [1])

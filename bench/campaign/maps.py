@@ -11,6 +11,7 @@ import numpy.typing as npt
 import strategies
 from bench.campaign.kept import LABELED, PICKED, POOL
 from loop.durable import atomic
+from loop.embedding import embed
 from loop.pool import WHOLE, BoolArray, IntArray, Pool
 from loop.rounds import Loop, Swept
 from loop.signals import FloatArray
@@ -21,10 +22,6 @@ from strategies._signals import BOTTLENECK_FEATURES
 
 MOST_ROWS = 3000
 """Items drawn on a map: more take long, and hide each other."""
-
-_LEAST_ROWS = 4
-_COMPONENTS = 50
-_PERPLEXITY = 30.0
 
 
 def write_map(file: Path, workplace: Workplace, loop: Loop, planned: Mapping[str, Any], seed: int) -> bool:
@@ -88,20 +85,3 @@ def shown(state: npt.NDArray[np.int8], known: BoolArray, rng: np.random.Generato
     marked, others = np.flatnonzero(known & (state > POOL)), np.flatnonzero(known & (state == POOL))
     drawn = rng.permutation(others)[: max(0, most - len(marked))]
     return np.sort(np.concatenate([marked, drawn]))
-
-
-def embed(features: FloatArray, seed: int) -> npt.NDArray[np.float32] | None:
-    """(N, D) features -> (N, 2) by PCA to 50 dimensions and then t-SNE; None for fewer than four items, or equal ones."""
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-
-    # In units of the largest, so that gradients of any size neither vanish nor overflow in single precision.
-    centred = features.astype(np.float64) - features.mean(0, dtype=np.float64)
-    largest = np.abs(centred).max(initial=0.0)
-    if len(features) < _LEAST_ROWS or largest == 0:
-        return None
-    components = min(_COMPONENTS, *features.shape)
-    reduced = PCA(components, random_state=seed).fit_transform(centred / largest)
-    perplexity = min(_PERPLEXITY, (len(features) - 1) / 3)
-    points: npt.NDArray[np.float32] = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
-    return points.astype(np.float32)
