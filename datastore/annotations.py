@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from sqlalchemy.engine import RowMapping
 
+from datastore.dicom_label import DicomLabel
 from datastore.labels import as_viewers_draw, read_label, voxels_of, with_strokes
-from datastore.rules import FINAL, ORIGINAL, TAGS, check_slices, check_tag, label_info
-from datastore.volume_io import Header, suffix_of, write_volume
+from datastore.rules import FINAL, ORIGINAL, SEG_SUFFIX, TAGS, check_slices, check_tag, label_info, label_suffix
+from datastore.volume_io import Header, write_volume
 from loop.durable import atomic, place_durably, sync_file
 from loop.errors import BadInput, NextSliceError, NotFound
 from loop.rounds import Loop, Submission
@@ -78,6 +79,8 @@ class Annotations(ABC):
 
         The label is durable when this returns; the composite masks are renewed by `settle`, or when somebody wants them.
         Slices: those named; else those the ticket asked for; else the whole volume, of scribbles its slices with a stroke.
+        Of a DICOM SEG: those named; else those the ticket asked for and those painted.
+        What a named ticket was answered with last counts once, however often it is sent.
 
         Args:
             file: what was uploaded; a copy is kept as it is.
@@ -94,10 +97,17 @@ class Annotations(ABC):
         image = self.loop.catalogue.image(image_id)
         params = dict(params or {})
         header = self._header(image)
-        mask = self._read(file, header, params)
+        sent = self._read_dicom(image_id, file) if label_suffix(file.name) == SEG_SUFFIX else None
+        mask = self._read(file, header, params) if sent is None else sent.mask
+        content = file.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        named = ticket is not None
         with self._lock(image_id):
             if tag == ORIGINAL:
                 slices = []
+            elif slices is None and sent is not None:
+                asked, ticket = self.loop.asked_slices(image, annotator, ticket)
+                slices = self._answered(image_id, header, sent, digest, asked if ticket else [])
             elif slices is None:
                 slices, ticket = self.loop.asked_slices(image, annotator, ticket)
                 if ticket is None and self._unlabeled is not None:
@@ -107,30 +117,32 @@ class Annotations(ABC):
             else:
                 slices = check_slices(slices, image["n_slices"])
                 _, ticket = self.loop.asked_slices(image, annotator, ticket)
-            kept, digest, content = self._keep(file, image_id)
+            if named and ticket is not None:
+                again = self.loop.repeated(image_id, ticket, digest=digest, slices=slices, params=params, tag=tag)
+                if again is not None:
+                    return {"submission": again, "slices": list(slices), "ticket": ticket}
+            kept, unfiled = self._keep(file, image_id, content, digest)
             number = self.loop.tell(
                 image_id,
                 Submission(
                     annotator=annotator, digest=digest, file=kept, slices=slices, ticket=ticket, params=params, tag=tag,
-                    voxels=voxels_of(mask, image["axis"], slices, len(self.loop.config.labels) + 1), content=content,
+                    voxels=voxels_of(mask, image["axis"], slices, len(self.loop.config.labels) + 1), content=unfiled,
                 ),
             )  # fmt: skip
             self._compose_later(image_id, number, mask)
         return {"submission": number, "slices": list(slices), "ticket": ticket}
 
-    def _keep(self, file: Path, image_id: str) -> tuple[str, str, bytes | None]:
-        """(the submission's path relative to the state folder, SHA-256, what is still to be written there)."""
-        content = file.read_bytes()
-        digest = hashlib.sha256(content).hexdigest()
+    def _keep(self, file: Path, image_id: str, content: bytes, digest: str) -> tuple[str, bytes | None]:
+        """(the submission's path relative to the state folder, what is still to be written there)."""
         day = time.strftime("%Y-%m-%d", time.gmtime(self._clock()))
         name = re.sub(r"[^A-Za-z0-9._-]+", "_", image_id)[:80]
-        relative = f"submissions/{day}/{name}-{time.time_ns()}-{digest[:12]}{suffix_of(file.name)}"
+        relative = f"submissions/{day}/{name}-{time.time_ns()}-{digest[:12]}{label_suffix(file.name)}"
         if len(content) <= _MOST_IN_STORE:
-            return relative, digest, content
+            return relative, content
         target = self.state / relative
         self._day_folder(target.parent)
         place_durably(file, target, own=self._is_own(file))
-        return relative, digest, None
+        return relative, None
 
     def _day_folder(self, folder: Path) -> None:
         """A folder a day: a new folder costs a sync of its own, and one for every image would cost it at nearly every save."""
@@ -256,13 +268,39 @@ class Annotations(ABC):
     def _submitted(self, row: Mapping[str, Any], header: Header) -> npt.NDArray[np.uint8]:
         content = self.loop.content(row["id"])
         if content is None:
-            return self._read(self.state / row["file"], header, row["params"])
+            return self._mask_of(row, self.state / row["file"], header)
         copy = self.state / "incoming" / f"{time.time_ns()}-{Path(row['file']).name}"
         copy.write_bytes(content)
         try:
-            return self._read(copy, header, row["params"])
+            return self._mask_of(row, copy, header)
         finally:
             copy.unlink()
+
+    def _mask_of(self, row: Mapping[str, Any], file: Path, header: Header) -> npt.NDArray[np.uint8]:
+        if label_suffix(file.name) == SEG_SUFFIX:
+            return self._read_dicom(row["image_id"], file).mask
+        return self._read(file, header, row["params"])
+
+    def _read_dicom(self, image_id: str, file: Path) -> DicomLabel:
+        """A DICOM SEG as a label of the image; raises BadInput if it is none."""
+        raise BadInput("A DICOM SEG can be a label of images of an archive only; send an image file, such as .nii.gz.")
+
+    def _answered(
+        self, image_id: str, header: Header, sent: DicomLabel, digest: str, asked: Sequence[int]
+    ) -> list[int]:
+        """The slices that a DICOM SEG which names none answers for.
+
+        Viewers send back the start mask and the others' slices too. A painted slice that was not asked for and is as somebody
+        sent it before answers for nothing: it may be a model's, or older than what is there now. The same file again is no
+        other label than the first time.
+        """
+        extra = set(sent.painted) - set(asked)
+        for row in self.loop.submissions(image_id) if extra else []:
+            if row["digest"] == digest:
+                continue
+            before = self._submitted(row, header)
+            extra = {k for k in extra if not np.array_equal(before[:, :, k], sent.mask[:, :, k])}
+        return sorted({*asked, *extra}) or list(sent.painted or sent.written)
 
     def _read(self, file: Path, header: Header, params: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
         return read_label(file, header, self.loop.config.label_values(), label_info(params), self._unlabeled)

@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, urlsplit
 import numpy as np
 from sqlalchemy.engine import RowMapping
 
+from datastore.dicom_label import DicomLabel, read_dicom_label
 from datastore.served import ServedDatastore, check_usable
 from datastore.volume_io import Header
 from dicom.archive import ListedSeries
@@ -128,6 +129,10 @@ class ArchiveDatastore(ServedDatastore):
             self._path(image)
             image = self.loop.catalogue.image(image["id"])
         return Header(tuple(image["shape"]), np.array(image["affine"]))
+
+    def _read_dicom(self, image_id: str, file: Path) -> DicomLabel:
+        config = self.loop.config
+        return read_dicom_label(file, self.images.geometry(image_id), config.viewer_values(), config.unlabeled())
 
     def viewer_facts(self, image: Mapping[str, Any] | RowMapping) -> dict[str, Any]:
         """DICOM's names of the series, its study and its patient, for OHIF."""

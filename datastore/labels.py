@@ -42,6 +42,13 @@ def read_label(
     """
     voxels = read_volume(path, lambda header: _check_geometry(header, image)).array
     _check_voxels(voxels)
+    return in_our_values(voxels, values, info, unlabeled)
+
+
+def in_our_values(
+    voxels: npt.NDArray[Any], values: Mapping[str, int], info: Sequence[Mapping[str, Any]], unlabeled: int | None
+) -> npt.NDArray[np.uint8]:
+    """Whole numbers that are not negative, mapped as `read_label` says; raises BadInput for one that is no class."""
     return _named(voxels, values, info) if unlabeled is None else _strokes(voxels, values, info, unlabeled)
 
 

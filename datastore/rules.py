@@ -5,10 +5,12 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from datastore.volume_io import suffix_of
 from loop.errors import BadInput
 
 FINAL, ORIGINAL = "final", "original"
 TAGS = (FINAL, ORIGINAL)
+SEG_SUFFIX = ".dcm"
 
 _ID_LENGTH = 200
 
@@ -47,6 +49,11 @@ def check_slices(slices: Sequence[Any], n_slices: int) -> list[int]:
         if type(index) is not int or not 0 <= index < n_slices:
             raise BadInput(f"annotated_slices must be whole numbers from 0 to {n_slices - 1}, got {str(index)[:40]!r}.")
     return sorted(set(slices))
+
+
+def label_suffix(name: str) -> str:
+    """The file type of a label: a volume's, or a DICOM SEG's; raises BadInput for another."""
+    return SEG_SUFFIX if name.lower().endswith(SEG_SUFFIX) else suffix_of(name)
 
 
 def label_info(params: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

@@ -1,5 +1,6 @@
 """A DICOMweb archive over HTTP: which series it has, and their instances as files. It may be slow, refuse, or be down."""
 
+import hashlib
 import logging
 import mmap
 import os
@@ -191,6 +192,40 @@ class Archive:
             return _split(body, boundary, folder)
         finally:
             body.unlink(missing_ok=True)
+
+    def store(self, study_uid: str, content: bytes) -> None:
+        """Store an instance; one that is there already stays as it is, so that this may be tried again.
+
+        Args:
+            content: of its file.
+
+        Raises:
+            Unavailable: the archive is down, or lets nobody store. BadInput: it refuses this instance.
+        """
+        boundary = hashlib.sha256(content).hexdigest()
+        head = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n".encode()
+        sent = {
+            "Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}',
+            "Accept": "application/dicom+json",
+        }
+        body = head + content + f"\r\n--{boundary}--\r\n".encode()
+        trouble = ""
+        for pause in (*self._pauses, None):
+            try:
+                answer = self._http.post(f"{self.url}/studies/{study_uid}", content=body, headers=sent)
+            except (httpx.TransportError, httpx.DecodingError) as error:
+                trouble = f"cannot be reached ({str(error) or type(error).__name__})"
+            else:
+                if answer.status_code in (200, 202):
+                    return
+                trouble = f"answers {answer.status_code} when it is to store an instance"
+                if answer.status_code in (401, 403, 405):
+                    break
+                if answer.status_code not in _PASSING:
+                    raise BadInput(f"The archive {self.url} {trouble}: {answer.text[:200]!r}")
+            if pause is not None:
+                self._sleep(pause)
+        raise Unavailable(f"The archive {self.url} {trouble}. Nothing was stored there; try again later.")
 
     def check(self) -> None:
         """Raise Unavailable unless the archive answers a search."""

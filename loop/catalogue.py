@@ -15,9 +15,11 @@ from loop.config import AppConfig
 from loop.errors import BadInput, NotFound
 from loop.pool import WHOLE, ItemTable, Pool
 from loop.statements import IMAGE
-from loop.store import Store, images, labels, leases, skips
+from loop.store import Store, images, labels, leases, meta, skips
 
 _MOST_NOTES = 1 << 20
+_CHANGE = "images"
+"""Key of the number that every change of the images raises: other processes see that their counts are old."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class Catalogue:
 
     def __init__(self, store: Store, config: AppConfig) -> None:
         self.store, self.config = store, config
+        self._counted: tuple[int | None, dict[str, int]] | None = None
 
     def versions(self) -> dict[str, str]:
         """{image id: version} of all images that are there."""
@@ -73,6 +76,7 @@ class Catalogue:
                     self._update(connection, image, known[image.id])
             for image_id in gone:
                 connection.execute(images.update().where(images.c.id == image_id).values(missing=True))
+            self._count_anew(connection)
             events.log(connection, at, "images_changed", found=len(found), gone=len(gone))
 
     def _rows(self, connection: Connection, ids: Sequence[str]) -> dict[str, RowMapping]:
@@ -144,6 +148,7 @@ class Catalogue:
         """Ask no more for an image whose voxels could not be read; it comes back when its file changes."""
         with self.store.write() as connection:
             connection.execute(images.update().where(images.c.id == image_id).values(error=error))
+            self._count_anew(connection)
             events.log(connection, at, "image_unreadable", image=image_id, error=error)
 
     def update_info(self, image_id: str, info: Mapping[str, Any]) -> None:
@@ -232,37 +237,47 @@ class Catalogue:
         return Pool(ItemTable(ids, volume, position), labeled, held, volume, patient[volume], position, voxels)
 
     def counts(self) -> dict[str, int]:
-        """Images and slices: total, labelled, unreadable, skipped, leased."""
-        ok = ~images.c.missing & (images.c.error.is_(None))
+        """Images and slices: total, labelled, unreadable, skipped, leased. Costs nothing that grows with the pool."""
         with self.store.read() as connection:
-            totals = connection.execute(
-                sa.select(
-                    sa.func.count(),
-                    sa.func.count(sa.distinct(images.c.patient)),
-                    sa.func.coalesce(sa.func.sum(images.c.n_slices), 0),
-                ).where(ok)
-            ).one()
             # Labels stay counted when their image later becomes unreadable: nothing an annotator did disappears.
-            done = connection.execute(
-                sa.select(
-                    sa.func.coalesce(sa.func.sum(images.c.n_labeled), 0),
-                    sa.func.coalesce(sa.func.sum(sa.case((images.c.n_labeled > 0, 1), else_=0)), 0),
-                    sa.func.coalesce(sa.func.sum(sa.case((images.c.error.is_not(None), 1), else_=0)), 0),
-                )
-            ).one()
+            query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(images.c.n_labeled), 0))
+            done = connection.execute(query.where(images.c.n_labeled > 0)).one()
             skipped, leased = (
                 connection.execute(sa.select(sa.func.count()).select_from(t)).scalar_one() for t in (skips, leases)
             )
+            totals = self._totals(connection)
         return {
-            "images": totals[0],
-            "patients": totals[1],
-            "slices": int(totals[2]),
-            "labeled_slices": int(done[0]),
-            "labeled_images": int(done[1]),
-            "unreadable_images": int(done[2]),
+            **totals,
+            "labeled_slices": int(done[1]),
+            "labeled_images": done[0],
             "skipped": skipped,
             "leased": leased,
         }
+
+    def _totals(self, connection: Connection) -> dict[str, int]:
+        """What only new, changed and unreadable images change; counted once for each such change."""
+        change = connection.execute(sa.select(meta.c.value).where(meta.c.key == _CHANGE)).scalar_one_or_none()
+        known = self._counted
+        if known is not None and change is not None and known[0] == change:
+            return known[1]
+        ok, bad = ~images.c.missing & images.c.error.is_(None), images.c.error.is_not(None)
+        counted = connection.execute(
+            sa.select(
+                sa.func.count().filter(ok),
+                sa.func.count(sa.distinct(images.c.patient)).filter(ok),
+                sa.func.coalesce(sa.func.sum(images.c.n_slices).filter(ok), 0),
+                sa.func.count().filter(bad),
+            )
+        ).one()
+        totals = dict(zip(("images", "patients", "slices", "unreadable_images"), map(int, counted), strict=True))
+        self._counted = (change, totals)
+        return totals
+
+    def _count_anew(self, connection: Connection) -> None:
+        """To be called by every transaction that changes which images there are, their slices, or whether they are usable."""
+        change = connection.execute(sa.select(meta.c.value).where(meta.c.key == _CHANGE)).scalar_one_or_none()
+        connection.execute(meta.delete().where(meta.c.key == _CHANGE))
+        connection.execute(meta.insert().values(key=_CHANGE, value=(change or 0) + 1))
 
 
 def _size(facts: Mapping[str, Any] | RowMapping) -> str:

@@ -13,8 +13,9 @@ import strategies
 from loop import events, statements
 from loop.catalogue import Catalogue
 from loop.config import AppConfig
-from loop.errors import Conflict, Gone, NotFound, unknown
+from loop.errors import BadInput, Conflict, Gone, NotFound, unknown
 from loop.jobs import Jobs
+from loop.overview import Overview
 from loop.pool import WHOLE, BoolArray, Pool
 from loop.signals import FloatArray
 from loop.store import Store, images, labels, leases, meta, round_items, rounds, skips, tickets, unfiled
@@ -27,6 +28,9 @@ class Swept:
     signals: Mapping[str, FloatArray]
     unreadable: BoolArray
 
+
+_ANY = WHOLE - 1
+"""No item's slice."""
 
 SignalSource = Callable[[Pool, tuple[strategies.Need, ...]], Swept]
 
@@ -65,6 +69,17 @@ class Ticket:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What a ticket is asked for by name: an image, or one slice of it and what else of the image the ticket has room for."""
+
+    image_id: str
+    slice: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.image_id!r}" if self.slice is None else f"Slice {self.slice} of {self.image_id!r}"
+
+
+@dataclass(frozen=True)
 class Submission:
     """A label as it was sent.
 
@@ -98,6 +113,7 @@ class Loop:
         self.store, self.config, self.clock = store, config, clock
         self.catalogue = Catalogue(store, config)
         self.jobs = Jobs(store, clock)
+        self.overview = Overview(store)
 
     # --- rounds
 
@@ -248,21 +264,30 @@ class Loop:
         Raises:
             NotFound: no such round.
         """
+        header = self.round_header(number)
         with self.store.read() as connection:
-            header = connection.execute(sa.select(rounds).where(rounds.c.id == number)).mappings().one_or_none()
-            if header is None:
-                raise NotFound(f"There is no round {number}.")
             query = sa.select(round_items).where(round_items.c.round == number).order_by(round_items.c.rank)
             items = [
                 _item_json(row) | {"state": row["state"], "image": row["image_id"]}
                 for row in connection.execute(query).mappings()
             ]
-        return dict(header) | {"items": items}
+        return header | {"items": items}
 
-    def rounds(self, limit: int = 100) -> list[dict[str, Any]]:
-        """The last rounds, newest first, each with how many of its items are labelled, skipped, pending."""
+    def round_header(self, number: int) -> dict[str, Any]:
+        """A round without its items; raises as `round`."""
         with self.store.read() as connection:
-            headers = connection.execute(sa.select(rounds).order_by(rounds.c.id.desc()).limit(limit)).mappings().all()
+            header = connection.execute(sa.select(rounds).where(rounds.c.id == number)).mappings().one_or_none()
+        if header is None:
+            raise NotFound(f"There is no round {number}.")
+        return dict(header)
+
+    def rounds(self, limit: int = 100, *, state: str | None = None) -> list[dict[str, Any]]:
+        """The last rounds (in a state), newest first, each with how many of its items are labelled, skipped, pending."""
+        with self.store.read() as connection:
+            wanted = sa.select(rounds).order_by(rounds.c.id.desc()).limit(limit)
+            if state is not None:
+                wanted = wanted.where(rounds.c.state == state)
+            headers = connection.execute(wanted).mappings().all()
             query = (
                 sa.select(round_items.c.round, round_items.c.state, sa.func.count().label("n"))
                 .where(round_items.c.round.in_([row["id"] for row in headers]))
@@ -282,7 +307,14 @@ class Loop:
     # --- tickets
 
     def ask(
-        self, strategy: str, annotator: str = "", n: int = 1, *, resume: bool = True, another: bool = False
+        self,
+        strategy: str,
+        annotator: str = "",
+        n: int = 1,
+        *,
+        resume: bool = True,
+        another: bool = False,
+        of: Wanted | None = None,
     ) -> list[Ticket]:
         """Lease up to n tickets of the strategy's open round; fewer, or none, when nothing is left to hand out.
 
@@ -293,9 +325,10 @@ class Loop:
             annotator: who asks; "" is nobody in particular and always gets fresh tickets.
             resume: give a named annotator's own open tickets again, renewed, before fresh ones.
             another: release the annotator's own open tickets first, and prefer other items than those.
+            of: one ticket of this very image, in the place of the best one; its own open ticket counts if it is of it.
 
         Raises:
-            NotFound: no such strategy.
+            NotFound: no such strategy. Conflict: `of` cannot be had now, and why.
         """
         if strategy not in strategies.names():
             raise unknown("strategy", strategy, strategies.names())
@@ -305,15 +338,45 @@ class Loop:
             if another:
                 for row in mine:
                     self._close(connection, row, "released", "asked for another")
+            if of is not None:
+                return [self._ask_for(connection, strategy, annotator, of, mine if resume and not another else [])]
             avoid = {(row["image_id"], item["slice"]) for row in mine for item in row["items"]} if another else set()
             given = [self._renew(connection, row) for row in mine[:n]] if resume and not another else []
             number = self._round_to_serve(connection, strategy)
             while number is not None and len(given) < n:
-                ticket = self._lease(connection, number, annotator, avoid)
+                best = self._best_image(connection, number, avoid)
+                ticket = self._lease(connection, number, annotator, Wanted(best)) if best is not None else None
                 if ticket is None:
                     break
                 given.append(ticket)
             return given
+
+    def _ask_for(
+        self, connection: Connection, strategy: str, annotator: str, of: Wanted, mine: Sequence[RowMapping]
+    ) -> Ticket:
+        for row in mine:
+            if row["image_id"] == of.image_id and of.slice in (None, *(item["slice"] for item in row["items"])):
+                return self._renew(connection, row)
+        number = self._round_to_serve(connection, strategy)
+        if number is None:
+            raise Conflict(f"No round of {strategy} is open, so nothing of {of.image_id!r} is asked for now.")
+        usable = connection.execute(statements.USABLE, {"image": of.image_id}).first() is not None
+        ticket = self._lease(connection, number, annotator, of) if usable else None
+        if ticket is None:
+            raise Conflict(self._why_not(connection, number, of) if usable else f"{of} cannot be read, or is gone.")
+        return ticket
+
+    def _why_not(self, connection: Connection, number: int, of: Wanted) -> str:
+        """Why a round has nothing to hand out of what is wanted, in a sentence."""
+        asked = connection.execute(statements.ASKED_OF_IMAGE, {"round": number, "image": of.image_id}).all()
+        states = {row.slice: row.state for row in asked if of.slice is None or row.slice in (of.slice, WHOLE)}
+        if not states:
+            return f"{of} is not asked for in round {number}."
+        holders = connection.execute(statements.LEASES_OF_IMAGE, {"image": of.image_id})
+        held = [row.annotator or "somebody without a name" for row in holders if row.slice in states]
+        if held:
+            return f"{of} is being annotated by {', '.join(sorted(set(held)))}."
+        return f"{of} is {' and '.join(sorted(set(states.values())))} already."
 
     def _open_tickets(self, connection: Connection, annotator: str) -> list[RowMapping]:
         return list(connection.execute(statements.TICKETS_OF_ANNOTATOR, {"annotator": annotator}).mappings())
@@ -347,14 +410,15 @@ class Loop:
         found = connection.execute(statements.NEWEST_OPEN_ROUND).scalar_one_or_none()
         return None if found is None else int(found)
 
-    def _lease(
-        self, connection: Connection, number: int, annotator: str, avoid: set[tuple[str, int | None]]
-    ) -> Ticket | None:
-        image_id = self._best_image(connection, number, avoid)
-        if image_id is None:
-            return None
-        wanted = {"round": number, "image": image_id, "most": self.config.slices_per_ticket}
+    def _lease(self, connection: Connection, number: int, annotator: str, of: Wanted) -> Ticket | None:
+        """A ticket of the image's free items; None if there are none, or the wanted one is not among them."""
+        image_id, first = of.image_id, of.slice
+        wanted = {
+            "round": number, "image": image_id, "most": self.config.slices_per_ticket, "first": _ANY if first is None else first,
+        }  # fmt: skip
         items = [_item_json(row) for row in connection.execute(statements.FREE_ITEMS_OF_IMAGE, wanted).mappings()]
+        if not items or first not in (None, items[0]["slice"]):
+            return None
         now = self.clock()
         row = {
             "id": uuid.uuid4().hex, "round": number, "image_id": image_id, "annotator": annotator, "items": items,
@@ -429,24 +493,37 @@ class Loop:
         with self.store.write() as connection:
             ticket = self._open_ticket(connection, ticket_id)
             keys = [_key(item["slice"]) for item in ticket["items"]]
-            for key in keys:
-                where = (skips.c.image_id == ticket["image_id"]) & (skips.c.slice == key)
-                connection.execute(skips.delete().where(where))
-            connection.execute(
-                skips.insert(),
-                [
-                    {
-                        "image_id": ticket["image_id"],
-                        "slice": key,
-                        "annotator": ticket["annotator"],
-                        "reason": reason,
-                        "at": self.clock(),
-                    }
-                    for key in keys
-                ],
-            )
             self._close(connection, ticket, "skipped", reason)
-            self._answer(connection, ticket["image_id"], keys, "skipped")
+            self._skip(connection, ticket["image_id"], keys, ticket["annotator"], reason)
+
+    def skip_items(self, image_id: str, slices: Sequence[int | None], reason: str, annotator: str = "") -> None:
+        """Never ask for these slices of an image again, which nobody holds a ticket of; None is the whole volume.
+
+        Raises:
+            BadInput: the image has no such slice. Conflict: somebody annotates one of them now, or it is annotated.
+        """
+        image, keys = self.catalogue.image(image_id), sorted({_key(index) for index in slices})
+        if wrong := [key for key in keys if key != WHOLE and not 0 <= key < image["n_slices"]]:
+            raise BadInput(f"{image_id!r} has the slices 0 to {image['n_slices'] - 1}, got {wrong[0]}.")
+        with self.store.write() as connection:
+            self._expire(connection)
+            for row in connection.execute(statements.LEASES_OF_IMAGE, {"image": image_id}):
+                if row.slice in keys or WHOLE in (row.slice, *keys):
+                    raise Conflict(
+                        f"{Wanted(image_id, _index(row.slice))} is being annotated by "
+                        f"{row.annotator or 'somebody without a name'}: skip or release that ticket."
+                    )
+            done = set(connection.execute(statements.LABELS_OF_IMAGE, {"image": image_id}).scalars())
+            if answered := sorted(done & set(keys)):
+                raise Conflict(f"{Wanted(image_id, answered[0])} is annotated already.")
+            self._skip(connection, image_id, keys, annotator, reason)
+            events.log(connection, self.clock(), "items_skipped", image=image_id, slices=keys, annotator=annotator)
+
+    def _skip(self, connection: Connection, image_id: str, keys: Sequence[int], annotator: str, reason: str) -> None:
+        connection.execute(skips.delete().where(skips.c.image_id == image_id, skips.c.slice.in_(keys)))
+        about = {"image_id": image_id, "annotator": annotator, "reason": reason, "at": self.clock()}
+        connection.execute(skips.insert(), [about | {"slice": key} for key in keys])
+        self._answer(connection, image_id, keys, "skipped")
 
     def unusable(self, image_id: str, reason: str) -> None:
         """Ask no more for an image that turned out to be unreadable: its tickets end, and no round waits for it."""
@@ -557,6 +634,18 @@ class Loop:
             is_open = row["state"] == "open"
             if row["id"] == submission.ticket or (is_open and set(self._ticket(connection, row).slices) <= done):
                 self._close(connection, row, "submitted", None)
+
+    def repeated(
+        self, image_id: str, ticket_id: str, *, digest: str, slices: Sequence[int], params: Mapping[str, Any], tag: str
+    ) -> int | None:
+        """The number of what a ticket was answered with last, if it is this again: its answer was lost on the way."""
+        asked = {"image": image_id, "ticket": ticket_id}
+        with self.store.read() as connection:
+            last = connection.execute(statements.NEWEST_OF_TICKET, asked).one_or_none()
+        sent = (digest, list(slices), dict(params), tag)
+        if last is None or (last.digest, list(last.slices), dict(last.params), last.tag) != sent:
+            return None
+        return int(last.id)
 
     def submissions(self, image_id: str) -> list[dict[str, Any]]:
         """Everything that was ever sent for an image, oldest first."""

@@ -1,6 +1,6 @@
 """The loop in MONAI Label's forms: a strategy that serves tickets, a scoring method that sweeps and opens a round."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from monailabel.interfaces.tasks.scoring import ScoringMethod
@@ -9,7 +9,7 @@ from monailabel.interfaces.tasks.strategy import Strategy
 import strategies
 from loop.conductor import Conductor
 from loop.errors import BadInput, NextSliceError
-from loop.rounds import Loop, Ticket
+from loop.rounds import Loop, Ticket, Wanted
 from loop.worker import run
 
 _AXIS_NAMES = ("i", "j", "k")
@@ -57,16 +57,18 @@ class ServedStrategy(Strategy):
         tickets = self.ask(check_annotator(request.get("client_id")), another=how == "another")
         return sample_of(tickets[0]) if tickets else {}
 
-    def ask(self, annotator: str, n: int = 1, *, resume: bool = True, another: bool = False) -> list[Ticket]:
+    def ask(
+        self, annotator: str, n: int = 1, *, resume: bool = True, another: bool = False, of: Wanted | None = None
+    ) -> list[Ticket]:
         """Tickets, after making sure that a round of this strategy is there or under way."""
         self.conductor.want(self.strategy)
-        return self.loop.ask(self.strategy, annotator, n, resume=resume, another=another)
+        return self.loop.ask(self.strategy, annotator, n, resume=resume, another=another, of=of)
 
 
 def sample_of(ticket: Ticket) -> dict[str, Any]:
     """A ticket in the keys that viewers read: id, name, PatientID (the text Slicer shows), and ours under `ask`."""
     whole = ticket.items[0]["slice"] is None
-    where = "whole volume" if whole else f"slice {', '.join(map(str, ticket.slices))} ({_AXIS_NAMES[ticket.axis]})"
+    where = where_of([] if whole else ticket.slices, ticket.axis)
     return {
         "id": ticket.image_id,
         "PatientID": f"{ticket.patient}: {where}",
@@ -87,6 +89,11 @@ def sample_of(ticket: Ticket) -> dict[str, Any]:
             "expires_at": ticket.expires_at,
         },
     }
+
+
+def where_of(slices: Sequence[int], axis: int) -> str:
+    """What is asked of a volume, for people; no slices are the whole volume."""
+    return f"slice {', '.join(map(str, slices))} ({_AXIS_NAMES[axis]})" if slices else "whole volume"
 
 
 class SweepScoring(ScoringMethod):

@@ -57,8 +57,23 @@ FREE_ITEMS = _free.where(_usable).order_by(_busy, round_items.c.rank).limit(sa.b
 """Free items of a round whose image can be used: of images that nobody works on first, then best first."""
 
 FREE_ITEMS_OF_IMAGE = (
-    _free.where(round_items.c.image_id == _image).order_by(round_items.c.rank).limit(sa.bindparam("most"))
+    _free.where(round_items.c.image_id == _image)
+    .order_by(round_items.c.slice != sa.bindparam("first", type_=sa.Integer), round_items.c.rank)
+    .limit(sa.bindparam("most"))
 )
+"""Free items of one image: the slice `first`, if it is among them, then best first."""
+
+ASKED_OF_IMAGE = (
+    sa.select(round_items.c.slice, round_items.c.state)
+    .where(round_items.c.round == _round, round_items.c.image_id == _image)
+    .order_by(round_items.c.rank)
+)
+LEASES_OF_IMAGE = (
+    sa.select(leases.c.slice, tickets.c.annotator)
+    .join(tickets, tickets.c.id == leases.c.ticket)
+    .where(leases.c.image_id == _image)
+)
+USABLE = sa.select(images.c.id).where(images.c.id == _image, ~images.c.missing, images.c.error.is_(None))
 _pending = sa.exists().where(round_items.c.round == _round, round_items.c.state == "pending")
 FINISH_ROUND = (
     rounds.update()
@@ -77,6 +92,12 @@ UNFILED = (
 )
 SUBMIT = submissions.insert().returning(submissions.c.id)
 SUBMISSIONS_OF_IMAGE = sa.select(submissions).where(submissions.c.image_id == _image).order_by(submissions.c.id)
+NEWEST_OF_TICKET = (
+    sa.select(submissions)
+    .where(submissions.c.image_id == _image, submissions.c.ticket == _ticket)
+    .order_by(submissions.c.id.desc())
+    .limit(1)
+)
 LABELS_OF_IMAGE = sa.select(labels.c.slice, labels.c.submission).where(labels.c.image_id == _image)
 _slices: sa.BindParameter[list[int]] = sa.bindparam("slices", expanding=True)
 UNLABEL = labels.delete().where(labels.c.image_id == _image, labels.c.slice.in_(_slices))

@@ -38,6 +38,9 @@ images = sa.Table(
     sa.Column("composite", sa.Integer, nullable=False, default=0),
     sa.Column("info", sa.JSON, nullable=False, default=dict),
 )
+sa.Index(
+    "images_labeled", images.c.n_labeled, sqlite_where=images.c.n_labeled > 0, postgresql_where=images.c.n_labeled > 0
+)
 submissions = sa.Table(
     "submissions",
     metadata,
@@ -183,6 +186,9 @@ class Store:
         self._turn = threading.Lock()
         with self.write() as connection:
             metadata.create_all(connection)
+            for table in metadata.sorted_tables:  # a store from before has the table without the newer indexes
+                for index in table.indexes:
+                    index.create(connection, checkfirst=True)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:

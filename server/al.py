@@ -19,7 +19,7 @@ from datastore.volume_io import write_volume
 from loop import events
 from loop.errors import BadInput, Conflict, unknown
 from loop.jobs import KINDS
-from loop.rounds import Ticket
+from loop.rounds import Ticket, Wanted
 from loop.shell import ServedStrategy, sample_of
 from loop.workplace import dimension
 from server import links
@@ -41,6 +41,12 @@ class AskRequest(BaseModel):
     strategy: str | None = Field(None, description="a registered strategy; the app's default if left out")
     annotator: str = Field("", description="who asks; empty is nobody in particular and always gets fresh tickets")
     n: int = Field(1, ge=1, le=100, description="how many tickets at once")
+    image: str | None = Field(
+        None, max_length=4096, description="a ticket of this very image, in the place of the best one"
+    )
+    slice: int | None = Field(
+        None, ge=0, le=2**31 - 1, description="with image: of this slice, and what else it has room for"
+    )
     resume: bool = Field(True, description="count the annotator's own open tickets, and give them again")
 
 
@@ -68,7 +74,7 @@ def progress(user: User = Depends(AnyUser)) -> dict[str, Any]:
     running = {kind: [shown(job) for job in here.loop.jobs.active(kind)] for kind in KINDS}
     return {
         "counts": here.loop.catalogue.counts(),
-        "rounds": [row for row in here.loop.rounds(20) if row["state"] == "open"],
+        "rounds": here.loop.rounds(20, state="open"),
         "running": running,
         "last_training": shown(job) if (job := here.loop.jobs.newest("train")) else None,
         "last_sweep": shown(job) if (job := here.loop.jobs.newest("sweep")) else None,
@@ -111,14 +117,22 @@ def get_round(number: Annotated[int, Path(ge=1, le=_LARGEST_ID)], user: User = D
 
 @router.post("/ask", summary="Lease tickets")
 def ask(request: Annotated[AskRequest, Body()], user: User = Depends(AnyUser)) -> dict[str, Any]:
-    """Up to n tickets; two annotators never get the same item. An empty list comes with the reason."""
+    """Up to n tickets; two annotators never get the same item. An empty list comes with the reason.
+
+    With `image`, one ticket of it; 409 says who has it, or why nothing of it is asked for.
+    """
     here = parts()
     name = request.strategy or here.config.strategy
     served: dict[str, ServedStrategy] = app_instance()._strategies
     if name not in served:
         raise unknown("strategy", name, sorted(served))
     annotator = annotator_of(user, request.annotator)
-    tickets = served[name].ask(annotator, request.n, resume=request.resume)
+    if request.slice is not None and request.image is None:
+        raise BadInput("slice needs the image that it is of.")
+    of = None
+    if request.image is not None:
+        of = Wanted(here.loop.catalogue.image(request.image)["id"], request.slice)
+    tickets = served[name].ask(annotator, request.n, resume=request.resume, of=of)
     return {"tickets": [_shown(ticket) for ticket in tickets], "reason": None if tickets else _why_none()}
 
 
@@ -192,7 +206,7 @@ def get_items(image: str, user: User = Depends(AnyUser)) -> dict[str, Any]:
     record = loop.catalogue.image(image)
     facts = {
         key: record[key]
-        for key in ("id", "patient", "split", "shape", "spacing", "axis", "n_slices", "n_labeled", "error")
+        for key in ("id", "patient", "split", "shape", "spacing", "affine", "axis", "n_slices", "n_labeled", "error")
     }
     sent = [
         {key: row[key] for key in ("id", "tag", "annotator", "at", "digest", "slices", "ticket")}
@@ -227,7 +241,7 @@ async def stream_events(
     since: Annotated[int | None, Query(ge=0, le=_LARGEST_ID)] = None,
     user: User = Depends(AnyUser),
 ) -> EventSourceResponse:
-    """label_saved, ticket_*, round_opened, round_done, train_*, sweep_*, model_published, images_changed.
+    """label_saved, ticket_*, items_skipped, round_opened, round_done, train_*, sweep_*, model_published, images_changed.
 
     Begins with what happens from now on; `since` or the header Last-Event-ID begin after an earlier event's id.
     """

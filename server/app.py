@@ -12,8 +12,7 @@ import monailabel
 from fastapi import APIRouter, Depends, FastAPI, Query
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse
+from fastapi.responses import FileResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from monailabel.config import settings
 from monailabel.endpoints import login
@@ -37,7 +36,9 @@ from server import (
     pages,
     pool_map,
     previews,
+    seg,
     session,
+    worklist,
 )
 from server.door import Admin, AnyUser, parts, told, told_invalid
 
@@ -85,12 +86,6 @@ def reload(user: User = Depends(Admin)) -> dict[str, Any]:
     return {}
 
 
-@misc.get("/", include_in_schema=False)
-def front() -> HTMLResponse:
-    """The API's own documentation."""
-    return get_swagger_ui_html(openapi_url="/openapi.json", title="NextSlice - APIs")
-
-
 @misc.get("/favicon.ico", include_in_schema=False)
 def favicon() -> FileResponse:
     return FileResponse(_STATIC / "favicon.ico", media_type="image/x-icon")
@@ -119,6 +114,7 @@ def create_app() -> FastAPI:
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     if settings.MONAI_LABEL_AUTH_ENABLE:
         app.include_router(login.router)
+    # previews and seg before al, which has the beginnings of their paths.
     for module in (
         activelearning,
         datastore,
@@ -128,6 +124,8 @@ def create_app() -> FastAPI:
         model,
         previews,
         pool_map,
+        seg,
+        worklist,
         al,
         pages,
         links,

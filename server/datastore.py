@@ -9,7 +9,7 @@ from fastapi.responses import FileResponse, JSONResponse
 from monailabel.endpoints.user.auth import User
 from monailabel.utils.others.generic import file_checksum, get_mime_type
 
-from datastore.rules import FINAL, check_id
+from datastore.rules import FINAL, check_id, label_suffix
 from datastore.volume_io import suffix_of
 from loop.errors import BadInput, NotFound
 from server.door import Admin, Annotator, AnyUser, annotator_of, parse_params, parts, received
@@ -104,7 +104,7 @@ def save_label(
     annotator = annotator_of(user, wishes.get("client_id"))
     # Before the upload is even copied: most wrong requests name no image that is there.
     here.loop.catalogue.image(image)
-    with received(label, suffix_of(label.filename or "label.nii.gz")) as path:
+    with received(label, label_suffix(label.filename or "label.nii.gz")) as path:
         kept = here.datastore.submit(
             image, path, annotator=annotator, tag=tag or FINAL, ticket=ticket, slices=slices, params=wishes
         )

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,7 +24,7 @@ from server.session import session_image
 router = APIRouter(prefix="/infer", tags=["Infer"])
 
 # Predictions wait here, not in the pool of threads that all other requests share.
-_predictions = ThreadPoolExecutor(2, thread_name_prefix="infer")
+predictions = ThreadPoolExecutor(2, thread_name_prefix="infer")
 _SETTABLE = ("result_extension", "result_dtype")
 
 
@@ -44,7 +45,7 @@ async def infer(
     `params`: `result_extension` (.nrrd by default), `result_dtype`. The answer is multipart: the mask and
     `params.label_names` {name: value}; `output=image` sends the mask alone, `output=json` the params alone.
     """
-    task = asyncio.get_running_loop().run_in_executor(_predictions, _predict, model, image, session_id, params, file)
+    task = asyncio.get_running_loop().run_in_executor(predictions, _predict, model, image, session_id, params, file)
     path, answer = await task
     tasks.add_task(path.unlink, missing_ok=True)
     if output == "json":
@@ -63,9 +64,7 @@ async def infer(
 def _predict(
     model: str, image: str, session_id: str, params: str, file: UploadFile | None
 ) -> tuple[Path, dict[str, Any]]:
-    models: dict[str, SegmentationInfer] = parts().infers_by_name
-    if model not in models:
-        raise unknown("model", model, models)
+    served(model)
     wishes = parse_params(params)
     request = {key: wishes[key] for key in _SETTABLE if key in wishes}
     with ExitStack() as stack:
@@ -77,5 +76,18 @@ def _predict(
             source = parts().datastore.readable_path(image)
         else:
             raise BadInput("Name an image by `image`, a session by `session_id`, or send a `file`.")
-        path, answer = models[model]({**request, "image": source})
+        return predicted(model, {**request, "image": source})
+
+
+def served(model: str) -> SegmentationInfer:
+    """The model of this name; raises NotFound with the known ones."""
+    models: dict[str, SegmentationInfer] = parts().infers_by_name
+    if model not in models:
+        raise unknown("model", model, models)
+    return models[model]
+
+
+def predicted(model: str, request: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """(file of the mask, what is told of it); the file is the caller's to remove. In a thread of `predictions`."""
+    path, answer = served(model)(request)
     return Path(path), answer

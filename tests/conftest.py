@@ -1,6 +1,7 @@
 """Fixtures: phantom studies, and real servers in real processes on 127.0.0.1."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import httpx
 import pytest
@@ -16,6 +18,7 @@ import torch
 
 from bench.orthanc import Orthanc, missing
 from bench.phantom import write_phantoms
+from loop.store import Store, metadata
 
 ROOT = Path(__file__).parent.parent
 _START_SECONDS = 120
@@ -149,6 +152,82 @@ def serve() -> Iterator[Callable[..., LiveServer]]:
     yield start
     for server in started:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a throw-away PostgreSQL on a socket in a temporary folder."""
+    programs = _postgresql_programs()
+    if programs is None:
+        pytest.skip("PostgreSQL's programs (initdb, pg_ctl) are not installed")
+    folder = Path("/tmp") / f"pg-{tmp_path_factory.getbasetemp().name}-{time.time_ns()}"
+    folder.mkdir(mode=0o700)
+    # PostgreSQL refuses to run as root, so root runs it as `nobody`.
+    as_user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if _is_root() else []
+    if as_user:
+        shutil.chown(folder, 65534, 65534)
+    options = f"-k {folder} -c listen_addresses= -c fsync=off"
+    try:
+        subprocess.run(
+            [*as_user, programs / "initdb", "-D", folder / "data", "-U", "test", "-A", "trust"],
+            check=True,
+            capture_output=True,
+        )
+        start = [
+            programs / "pg_ctl",
+            "-D",
+            str(folder / "data"),
+            "-o",
+            options,
+            "-l",
+            str(folder / "log"),
+            "-w",
+            "start",
+        ]
+        subprocess.run([*as_user, *start], check=True, capture_output=True)
+        yield f"postgresql+psycopg://test@/postgres?host={folder}"
+        subprocess.run(
+            [*as_user, programs / "pg_ctl", "-D", str(folder / "data"), "-m", "immediate", "stop"],
+            check=True,
+            capture_output=True,
+        )
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _postgresql_programs() -> Path | None:
+    """Where initdb and pg_ctl are: on PATH, or where Debian keeps them."""
+    on_path = shutil.which("initdb")
+    folders = [Path(on_path).parent] if on_path else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    return next((folder for folder in folders if (folder / "pg_ctl").exists()), None)
+
+
+def _is_root() -> bool:
+    return os.geteuid() == 0
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    if request.param == "sqlite":
+        opened = Store(f"sqlite:///{tmp_path / 'store.sqlite'}")
+    else:
+        opened = Store(request.getfixturevalue("postgresql"))
+        with opened.write() as connection:
+            metadata.drop_all(connection)
+            metadata.create_all(connection)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> ModuleType:
+    """`bench.browser`; skips where no browser can be started."""
+    pytest.importorskip("selenium", reason="selenium is not installed (pip install -e .[dev])")
+    import bench.browser
+
+    if bench.browser.MISSING:
+        pytest.skip(bench.browser.MISSING)
+    return bench.browser
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,7 @@
 """The loop over a real store: SQLite always, PostgreSQL where its programs are."""
 
-import os
-import shutil
-import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,7 +18,7 @@ from loop.jobs import Jobs
 from loop.pool import WHOLE, Pool
 from loop.rounds import Loop, Submission, Swept, Ticket
 from loop.signals import Signal
-from loop.store import Store, leases, metadata, unfiled
+from loop.store import Store, leases, unfiled
 
 MakeLoop = Callable[..., Loop]
 
@@ -35,71 +31,6 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
-
-
-@pytest.fixture(scope="session")
-def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of a throw-away PostgreSQL on a socket in a temporary folder."""
-    programs = _postgresql_programs()
-    if programs is None:
-        pytest.skip("PostgreSQL's programs (initdb, pg_ctl) are not installed")
-    folder = Path("/tmp") / f"pg-{tmp_path_factory.getbasetemp().name}-{time.time_ns()}"
-    folder.mkdir(mode=0o700)
-    # PostgreSQL refuses to run as root, so root runs it as `nobody`.
-    as_user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if _is_root() else []
-    if as_user:
-        shutil.chown(folder, 65534, 65534)
-    options = f"-k {folder} -c listen_addresses= -c fsync=off"
-    try:
-        subprocess.run(
-            [*as_user, programs / "initdb", "-D", folder / "data", "-U", "test", "-A", "trust"],
-            check=True,
-            capture_output=True,
-        )
-        start = [
-            programs / "pg_ctl",
-            "-D",
-            str(folder / "data"),
-            "-o",
-            options,
-            "-l",
-            str(folder / "log"),
-            "-w",
-            "start",
-        ]
-        subprocess.run([*as_user, *start], check=True, capture_output=True)
-        yield f"postgresql+psycopg://test@/postgres?host={folder}"
-        subprocess.run(
-            [*as_user, programs / "pg_ctl", "-D", str(folder / "data"), "-m", "immediate", "stop"],
-            check=True,
-            capture_output=True,
-        )
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _postgresql_programs() -> Path | None:
-    """Where initdb and pg_ctl are: on PATH, or where Debian keeps them."""
-    on_path = shutil.which("initdb")
-    folders = [Path(on_path).parent] if on_path else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    return next((folder for folder in folders if (folder / "pg_ctl").exists()), None)
-
-
-def _is_root() -> bool:
-    return os.geteuid() == 0
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
-    if request.param == "sqlite":
-        opened = Store(f"sqlite:///{tmp_path / 'store.sqlite'}")
-    else:
-        opened = Store(request.getfixturevalue("postgresql"))
-        with opened.write() as connection:
-            for table in reversed(metadata.sorted_tables):
-                connection.execute(table.delete())
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

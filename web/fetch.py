@@ -131,11 +131,6 @@ _OHIF_TEXTS = {
     "new Uint16Array(ds.PixelData, frame * frameSize, frameSize / 2)": (
         "new Uint8Array(ds.PixelData, frame * frameSize, frameSize)"
     ),
-    # Code made of text, through which every SEG is read; our policy forbids it, and plain_view.js stands in.
-    "function compileConstructor(dtype, dimension) {": (
-        "function compileConstructor(dtype, dimension) { if (globalThis.NextSlice?.PlainView) "
-        "return (a, b, c, d) => new NextSlice.PlainView(a, b, c, d, dtype);"
-    ),
 }
 
 
