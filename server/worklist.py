@@ -75,7 +75,7 @@ def _links(row: dict[str, Any], server: str) -> dict[str, Any]:
     slice_name = "middle" if row["slice"] is None else row["slice"]
     return {
         "annotate": f"/annotate/{ticket}" if ticket else f"/worklist?image={quote(row['image'], safe='')}",
-        "ohif": None,
+        "ohif": f"/al/tickets/{ticket}/ohif" if ticket and parts().datastore.source() else None,
         "slicer": (
             f"{first}3D Slicer, module MONAI Label, server {server}, client id {row['annotator'] if ticket else 'your name'}, "
             f"Next Sample: {row['patient']}: {where}."
