@@ -7,6 +7,7 @@ The files come from the set-up (`web/fetch.py`). They are not secret, so they ar
 import re
 from functools import lru_cache
 from pathlib import Path
+from urllib.parse import quote
 
 import monailabel
 from fastapi import APIRouter, Request
@@ -36,7 +37,7 @@ _BUNDLE_SECONDS = 86_400
 
 _STOCK = Path(monailabel.__file__).parent / "endpoints" / "static" / "ohif"
 _STOCK_POLICY = _POLICY.replace("'wasm-unsafe-eval'", "'wasm-unsafe-eval' 'unsafe-eval' 'unsafe-inline'").replace(
-    "form-action 'none'", "form-action 'self'"
+    "font-src 'self'", "font-src 'self' data:"
 )
 
 
@@ -100,7 +101,9 @@ def stock(path: str, request: Request) -> Response:
         page = _stock_text("index.html")
         answer = Response(page, media_type="text/html", headers=headers)
         # Its panel would look for the server at port 8000, wherever it is.
-        answer.set_cookie("MONAILABEL_SERVER_URL", str(request.base_url), path="/ohif-monailabel", samesite="strict")
+        answer.set_cookie(
+            "MONAILABEL_SERVER_URL", quote(str(request.base_url), safe=""), path="/ohif-monailabel", samesite="strict"
+        )
         return answer
     if file.suffix in (".js", ".css", ".json"):
         kind = {".js": "text/javascript", ".css": "text/css", ".json": "application/json"}[file.suffix]

@@ -188,6 +188,8 @@ def test_a_ticket_leads_to_its_slice_in_ohif(http: httpx.Client) -> None:
     assert told["ohif"] == led.headers["location"]
     assert told["sop_instances"][0] == query["initialSopInstanceUID"]
     assert (query["ticket"], query["initialSeriesInstanceUID"]) == (ticket["ticket"], ticket["image"])
+    listed = http.get("/al/worklist", params={"annotator": "link"}).json()["entries"]
+    assert {entry["links"]["ohif"] for entry in listed} == {f"/al/tickets/{ticket['ticket']}/ohif"}
     sample = http.post("/activelearning/random", json={"client_id": "link"}).json()
     assert sample["RetrieveURL"] == sample["ask"]["ohif"] == told["ohif"]
 

@@ -1,6 +1,7 @@
 // What we do inside OHIF: names of segments, the slice to show, what is painted, and storing it. An extension without a build.
 NextSlice.viewer = (() => {
   const NEW_IMAGE = ["CORNERSTONE_STACK_NEW_IMAGE", "CORNERSTONE_VOLUME_NEW_IMAGE"];
+  const BRUSH = "CircularBrush";
   const BRUSH_SHARE = 0.03; // of the shorter side of the image
   const OHIF_BRUSH_MM = 25; // covers a small image
   const SMALLEST_BRUSH_MM = 1;
@@ -13,7 +14,6 @@ NextSlice.viewer = (() => {
   let atStart = new Set(); // SOP UIDs of slices that the start mask has voxels on
   let holdsBrush = false;
   let hasPainted = false;
-  const watched = new WeakSet();
   const listeners = new Set();
 
   const sopOf = (imageId) => /\/instances\/([0-9.]+)/.exec(imageId ?? "")?.[1] ?? null;
@@ -46,6 +46,7 @@ NextSlice.viewer = (() => {
   }
 
   function onNewImage() {
+    if (!ohif) return;
     if (holdsBrush) sizeBrush();
     if (wanted && currentSop() !== wanted && corrections < MOST_CORRECTIONS) {
       corrections += 1;
@@ -54,14 +55,19 @@ NextSlice.viewer = (() => {
     tell();
   }
 
+  // On the document, on the way down to the viewport: OHIF replaces the viewport's element as it likes.
   function watch() {
-    const element = viewport()?.element;
-    if (!element || watched.has(element)) return;
-    watched.add(element);
-    NEW_IMAGE.forEach((name) => element.addEventListener(name, onNewImage));
-    ["pointerenter", "pointerdown"].forEach((name) => element.addEventListener(name, sizeBrush, { capture: true }));
-    element.addEventListener("pointerdown", () => (hasPainted = true), { capture: true });
-    ["pointerdown", "wheel"].forEach((name) => element.addEventListener(name, () => (wanted = null), { capture: true }));
+    const inViewport = (event) => viewport()?.element?.contains(event.target);
+    const listen = (name, action) => document.addEventListener(name, action, { capture: true });
+    NEW_IMAGE.forEach((name) => listen(name, onNewImage));
+    listen("wheel", (event) => inViewport(event) && (wanted = null));
+    listen("pointerover", (event) => inViewport(event) && holdsBrush && sizeBrush());
+    listen("pointerdown", (event) => {
+      if (!inViewport(event)) return;
+      if (holdsBrush) sizeBrush();
+      wanted = null;
+      hasPainted = true;
+    });
   }
 
   // OHIF sets its own size, also after ours, when the tools wake up: so until the first stroke, and only over OHIF's own.
@@ -71,7 +77,7 @@ NextSlice.viewer = (() => {
     const image = imageId ? cornerstone.cache.getImage(imageId) : null;
     const group = shown && ohif.services.toolGroupService.getToolGroupForViewport(shown.id);
     if (!image || !group) return;
-    const size = cornerstoneTools.utilities.segmentation.getBrushSizeForToolGroup(group.id);
+    const size = cornerstoneTools.utilities.segmentation.getBrushSizeForToolGroup(group.id, BRUSH);
     if (size !== undefined && size !== OHIF_BRUSH_MM) return;
     const shorter = Math.min(image.height * image.rowPixelSpacing, image.width * image.columnPixelSpacing);
     const value = Math.max(SMALLEST_BRUSH_MM, Math.round(shorter * BRUSH_SHARE * 10) / 10);
@@ -79,7 +85,7 @@ NextSlice.viewer = (() => {
   }
 
   function takeBrush() {
-    ohif.commands.run("setToolActiveToolbar", { toolName: "CircularBrush" });
+    ohif.commands.run("setToolActiveToolbar", { toolName: BRUSH });
     holdsBrush = true;
     sizeBrush();
     ohif.services.toolbarService.refreshToolbarState({ viewportId: ohif.services.viewportGridService.getActiveViewportId() });
@@ -170,14 +176,13 @@ NextSlice.viewer = (() => {
     });
     const viewports = services.cornerstoneViewportService;
     let begun = false;
+    watch();
     viewports.subscribe(viewports.EVENTS.VIEWPORT_DATA_CHANGED, async () => {
-      watch();
       if (!begun && viewport()) {
         begun = true;
         if (NextSlice.ticket && !(NextSlice.startSeries && startMask())) await emptyMask();
         NextSlice.bar?.ready();
       }
-      watch();
       if (wanted) show(wanted);
       tell();
     });
