@@ -7,6 +7,7 @@ from fastapi import APIRouter, Body, Depends, Query, Request
 from monailabel.endpoints.user.auth import User
 from pydantic import BaseModel, ConfigDict, Field
 
+from datastore.archive import ArchiveDatastore
 from loop.shell import where_of
 from server.door import Annotator, AnyUser, annotator_of, parts
 
@@ -75,7 +76,7 @@ def _links(row: dict[str, Any], server: str) -> dict[str, Any]:
     slice_name = "middle" if row["slice"] is None else row["slice"]
     return {
         "annotate": f"/annotate/{ticket}" if ticket else f"/worklist?image={quote(row['image'], safe='')}",
-        "ohif": None,
+        "ohif": f"/al/tickets/{ticket}/ohif" if ticket and isinstance(parts().datastore, ArchiveDatastore) else None,
         "slicer": (
             f"{first}3D Slicer, module MONAI Label, server {server}, client id {row['annotator'] if ticket else 'your name'}, "
             f"Next Sample: {row['patient']}: {where}."
