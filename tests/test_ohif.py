@@ -236,6 +236,8 @@ def check_recorded(place: Place, browser: Browser, ticket: dict[str, Any]) -> No
     assert [row["slice"] for row in states["slices"] if row["state"] == "labeled"] == ticket["slices"]
     assert [(row["annotator"], row["ticket"]) for row in states["submissions"]] == [("ann", ticket["ticket"])]
     browser.wait("the next ticket", lambda: f"ticket={ticket['ticket']}" not in browser.driver.current_url)
+    # A page that is left while OHIF arranges itself complains of its own viewport.
+    browser.wait("its slice", lambda: "Asked slice 1 of 2: paint here" in browser.bar())
 
 
 def begin_with_the_mask_so_far(place: Place, browser: Browser, before: dict[str, Any]) -> None:
@@ -244,6 +246,7 @@ def begin_with_the_mask_so_far(place: Place, browser: Browser, before: dict[str,
     browser.driver.get(place.url + asked["ohif"])
     browser.wait("the mask so far", lambda: browser.painted_slices() == before["sop_instances"][:1])
     browser.wait("its slice", lambda: browser.instance_number() == asked["slices"][0] + 1)
+    browser.wait("the bar", lambda: "Asked slice 1 of 2: paint here" in browser.bar())
     browser.picture("5b-the-mask-so-far")
 
 
