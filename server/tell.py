@@ -140,12 +140,7 @@ def _image_of(path: Path, name: str, named: object, ticket: str | None) -> str:
     if ticket is not None:
         return parts().loop.ticket(ticket).image_id
     suffix = label_suffix(name)
-    if suffix == SEG_SUFFIX and (series := _series_of(path)):
-        return series
+    series = read_head(path).series_uids if suffix == SEG_SUFFIX else frozenset()
+    if len(series) == 1:
+        return next(iter(series))
     return str(PurePosixPath(name))[: -len(suffix)]
-
-
-def _series_of(path: Path) -> str:
-    """UID of the series that a DICOM SEG was drawn on, as its header says; "" where it does not say it, or names several."""
-    named = read_head(path).series_uids
-    return next(iter(named)) if len(named) == 1 else ""
