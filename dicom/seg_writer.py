@@ -61,7 +61,9 @@ class Author:
     @property
     def described(self) -> str:
         """For the list of series in a viewer."""
-        return f"NextSlice {'model' if self.version else 'annotator'} {self.name or '(unnamed)'}"[:LONGEST_LABEL]
+        if self.version:
+            return f"NextSlice model {self.name} {self.version[:8]}"[:LONGEST_LABEL]
+        return f"NextSlice annotator {self.name or '(unnamed)'}"[:LONGEST_LABEL]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import models
 import strategies
 from datastore.archive import ArchiveDatastore, parse_conditions
 from datastore.folder import FolderDatastore
+from datastore.predictions import StoredPredictions
 from datastore.returns import Returns
 from datastore.rules import ORIGINAL
 from datastore.watcher import FolderWatcher
@@ -54,6 +55,7 @@ class Assembly:
     conductor: Conductor
     watcher: FolderWatcher | None
     returns: Returns | None = None
+    predictions: StoredPredictions | None = None
 
     @classmethod
     def of(cls, studies: str, conf: Mapping[str, str]) -> Self:
@@ -86,6 +88,8 @@ class Assembly:
         if config.returns:
             feed = OrthancFeed(url, Account.from_environment(), timeout=config.archive_timeout)
             found.returns = Returns(datastore, feed, config.returns_seconds, conductor.wake)
+        if config.store_predictions:
+            found.predictions = StoredPredictions(datastore, found.weights, found.predicted, found.model)
         return found
 
     @property
@@ -136,6 +140,12 @@ class Assembly:
             self.datastore.save_label(image_id, file, request.get("label_tag") or ORIGINAL, {"model": params["model"]})
         return {"label": image_id if saved else file, "tag": ORIGINAL, "file": file, "params": params}
 
+    def predicted(self, image_id: str) -> tuple[Path, str]:
+        """(file of the current model's mask, which is the caller's to remove, digest of the weights); raises as `infer`."""
+        wishes = {"image": self.datastore.readable_path(image_id), "result_extension": ".nii.gz"}
+        file, params = self.infers_by_name[self.model](wishes)
+        return Path(file), str(params["model"])
+
     @cached_property
     def infers_by_name(self) -> dict[str, SegmentationInfer]:
         """The inference tasks, made once, so that their loaded network is shared."""
@@ -157,6 +167,8 @@ class Assembly:
         self.conductor.start()
         if self.returns:
             self.returns.start()
+        if self.predictions:
+            self.predictions.start()
 
     def close(self) -> None:
         """Stop what `start` started."""
@@ -164,6 +176,8 @@ class Assembly:
             self.watcher.stop()
         if self.returns:
             self.returns.close()
+        if self.predictions:
+            self.predictions.close()
         self.conductor.close()
         self.datastore.settle()
         self.store.close()

@@ -93,6 +93,9 @@ class AppConfig:
     returns_seconds: float = setting(
         5.0, "of an archive: look for new DICOM SEGs this often, besides those stored through this server", low=0.2
     )
+    store_predictions: bool = setting(
+        False, "of an archive: store the model's mask of each series that comes after the first model as a DICOM SEG"
+    )
     start_mask: str = setting(
         "prediction",
         "of an archive: what OHIF begins with: annotations, the mask so far; prediction, the model's where there is none; off",

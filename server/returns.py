@@ -1,20 +1,18 @@
 """/al/returns: labels that came back by the archive; /al/tickets/{ticket}/start: what a viewer begins with."""
 
 import asyncio
-from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query
 from monailabel.endpoints.user.auth import User
 
-from datastore.archive import ArchiveDatastore
 from datastore.returns import Returns
 from datastore.seg_export import of_archive, start_seg
 from loop.errors import NotFound
 from loop.returned import SHOWN
 from server.door import Annotator, AnyUser, parts
-from server.infer import predicted, predictions
+from server.infer import predictions
 
 router = APIRouter(prefix="/al", tags=["Active learning"])
 
@@ -77,14 +75,5 @@ def _start(image: str) -> dict[str, Any]:
     wanted = here.config.start_mask
     written = None
     if wanted != "off":
-        written = start_seg(datastore, image, _predictor(datastore, image) if wanted == "prediction" else None)
+        written = start_seg(datastore, image, partial(here.predicted, image) if wanted == "prediction" else None)
     return {"image": image, "series": written.series_uid if written else None}
-
-
-def _predictor(datastore: ArchiveDatastore, image: str) -> Callable[[], tuple[Path, str]]:
-    def predict() -> tuple[Path, str]:
-        wishes = {"image": datastore.readable_path(image), "result_extension": ".nii.gz"}
-        path, answer = predicted(parts().model, wishes)
-        return path, str(answer["model"])
-
-    return predict

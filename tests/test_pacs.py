@@ -179,21 +179,53 @@ def test_orthancs_script_tells_the_server_of_each_series(tmp_path: Path, serve: 
         assert "was told of series" in archive.log.read_text()
 
 
-def test_the_example_turns_the_loop_once_from_outside(
+def segs_of(archive: Orthanc) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = httpx.get(f"{archive.url}/series", params={"Modality": "SEG"}).json()
+    return found
+
+
+def test_the_example_turns_the_loop_once_from_outside_and_a_new_study_gets_its_prediction(
     own_archive: Orthanc, tmp_path: Path, serve: Callable[..., Any]
 ) -> None:
     named = [send(own_archive, tmp_path, f"P{number}") for number in range(4)]
-    server = serve(tmp_path, own_archive.url, labels="bright", rescan_seconds=NEVER, slices_per_ticket="1", budget="4")
+    settings = {"rescan_seconds": NEVER, "slices_per_ticket": "1", "budget": "4", "store_predictions": "true"}
+    server = serve(tmp_path, own_archive.url, labels="bright", **settings)
     script = [sys.executable, str(ROOT / "docs" / "examples" / "pacs_loop.py")]
     addresses = ["--server", server.url, "--archive", own_archive.url]
     done = subprocess.run([*script, *addresses], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "knows 4 series" in done.stdout
     assert "3 labels were saved, 0 refused" in done.stdout
-    segs = httpx.get(f"{own_archive.url}/series", params={"Modality": "SEG"}).json()
-    assert len(segs) == 1
+    segs = segs_of(own_archive)
+    assert len(segs) == 1, "series from before the first model get no prediction"
     assert segs[0]["0020000D"]["Value"][0] in {uids["StudyInstanceUID"] for uids in named}
     with server.client() as http:
         assert http.get("/al/progress").json()["model"]
         links = http.get("/al/worklist").json()["entries"][0]["links"]
         assert links["slicer_study"].startswith("slicer://viewer/?studyUID=")
+
+        new = send(own_archive, tmp_path, "late")
+        http.post("/al/studies", json=new)
+        series = new["SeriesInstanceUID"]
+
+        def note() -> dict[str, Any] | None:
+            found: dict[str, Any] = http.get("/datastore/image/info", params={"image": series}).json()
+            return found.get("stored_prediction")
+
+        server.wait_for("the prediction", lambda _: note() is not None, 60)
+        stored = note()
+        assert stored is not None
+        digest = http.get("/al/model").json()["digest"]
+        assert stored["model"] == digest
+        there = [seg for seg in segs_of(own_archive) if seg["0020000D"]["Value"][0] == new["StudyInstanceUID"]]
+        assert [seg["0020000E"]["Value"][0] for seg in there] == [stored["series"]]
+        assert digest[:8] in there[0]["0008103E"]["Value"][0]
+        # It is no answer of anybody, and it stays the only one.
+        server.wait_for("a look at what came back", lambda _: _seen(http, stored["instance"]), 60)
+        assert http.get(f"/al/items/{series}").json()["submissions"] == []
+        assert len(segs_of(own_archive)) == 2
+
+
+def _seen(http: httpx.Client, instance: str) -> bool:
+    ours = http.get("/al/returns", params={"state": "ours"}).json()["returns"]
+    return instance in {row["instance"] for row in ours}

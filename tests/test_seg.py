@@ -144,7 +144,7 @@ def test_it_says_who_when_and_of_what(tmp_path: Path, geometry: SeriesGeometry) 
     found = read_seg(tmp_path / "seg.dcm", geometry)
     assert (found.creator, found.date, found.time) == ("ann", "20260102", "030405")
     by_model = pydicom.dcmread(_kept(tmp_path, write_seg(_mask(2), geometry, _values(2), MODEL).content))
-    assert by_model.SeriesDescription == "NextSlice model unet2d"
+    assert by_model.SeriesDescription == f"NextSlice model unet2d {MODEL.version[:8]}"
     assert by_model.SegmentSequence[1].SegmentAlgorithmType == "AUTOMATIC"
     assert by_model.SegmentSequence[1].SegmentationAlgorithmIdentificationSequence[0].AlgorithmVersion == "4f1d2c"
 

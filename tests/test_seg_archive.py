@@ -231,7 +231,7 @@ def test_a_prediction_into_the_archive(archive: Any, tmp_path: Path, serve: Call
     found = read_seg(files[0], geometry)
     assert np.array_equal(found.voxels, read_volume(tmp_path / "mask.nii.gz").array)
     assert found.written == tuple(range(8))
-    assert found.description == f"NextSlice model {model}"
+    assert found.description == f"NextSlice model {model} {digest[:8]}"
     segment = pydicom.dcmread(files[0]).SegmentSequence[0]
     assert segment.SegmentationAlgorithmIdentificationSequence[0].AlgorithmVersion == digest[:64]
 
