@@ -43,7 +43,7 @@ def test_conf_takes_monai_labels_two_words_and_an_equals_sign() -> None:
         (["serve", "--studies", ".", "--conf", "model", "best"], "unet2d"),
         (["serve", "--studies", ".", "--conf", "cold_start", "max_entropy"], "needs no model"),
         (["serve", "--studies", ".", "--conf", "labels", "background,organ"], "background"),
-        (["serve", "--studies", "http://127.0.0.1:1/dicom-web"], "DICOMweb"),
+        (["serve", "--studies", "http://ann:secret@127.0.0.1:1/dicom-web"], "MONAI_LABEL_DICOMWEB_USERNAME"),
         (["annotate", "--truth", "nowhere"], "folder with labels"),
         (["annotate", "--truth", ".", "--server", "http://127.0.0.1:9"], "did not answer"),
     ],
