@@ -327,7 +327,7 @@ def test_the_loop_runs_on_an_archive_that_is_killed_in_between(
             "StudyInstanceUID": study, "SeriesInstanceUID": sample["id"], "Modality": "MR", "StudyDate": "20240115",
             "StudyTime": "101500",
         }  # fmt: skip
-        assert sample["RetrieveURL"].endswith(f"/studies/{study}/series/{sample['id']}")
+        assert sample["RetrieveURL"] == f"/al/tickets/{sample['ask']['ticket']}/ohif"
 
         # Nothing was fetched yet: what needs the voxels says that the archive is down, and works when it is back.
         own_archive.stop()
