@@ -24,6 +24,13 @@ SECONDS = 120
 HOSTILE = "<img src=x onerror=document.title='owned'>é\"' " + "x" * 120
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--window-size=1280,900")
 
+_ASKED = "return document.querySelectorAll('#asked button').length"
+_CHOOSE_FIRST = """
+const first = document.querySelector('#asked button'), name = first.innerText;
+first.click();
+return name;
+"""
+
 
 class Page:
     """The map as somebody sees it."""
@@ -97,15 +104,18 @@ def test_the_map_from_no_model_to_the_chosen_slice(server: Any, page: Page) -> N
     page.until("what the round asks for", lambda: page.driver.find_elements(By.CSS_SELECTOR, "#asked button"))
     page.shot("ready")
     with server.client() as http:
+        # The list is drawn anew when the new model's round comes: what it holds is read in one go, as often as it takes.
+        page.until(
+            "all that is asked for",
+            lambda: page.driver.execute_script(_ASKED) == len(http.get("/al/map").json()["asked"]),
+        )
         found = http.get("/al/map").json()
     assert page.text("count") == f"{len(found['x'])} items"
-    names = [button.text for button in page.driver.find_elements(By.CSS_SELECTOR, "#asked button")]
-    assert len(names) == len(found["asked"])
 
-    # By mouse: the item under the pointer is told with its picture, a click chooses it.
-    page.driver.find_element(By.CSS_SELECTOR, "#asked button").click()
+    # A click on an item chooses it.
+    name = page.driver.execute_script(_CHOOSE_FIRST)
     page.until("the chosen item's picture", lambda: page.has_picture("chosen-picture"))
-    assert page.text("chosen-name") == names[0]
+    assert page.text("chosen-name") == name
     assert "asked for" in page.text("chosen-facts")
     at = page.driver.execute_script(
         "const { Plane } = await import('/map/plane.js'); const c = document.getElementById('plane');"

@@ -193,7 +193,8 @@ def test_an_asked_slice_is_painted_in_ohif_and_comes_back_as_seg(place: Place, b
     edit(browser, place.url + first["ohif"] + f"&startSeg={stored.SeriesInstanceUID}", first)
     begin_with_the_mask_so_far(place, browser, first)
     say_nothing(place, browser)
-    assert browser.console() == []
+    # OHIF says this of itself when a page is left while its viewport is being made.
+    assert [line for line in browser.console() if "stack viewport has been destroyed" not in line] == []
 
 
 def paint_and_store(place: Place, browser: Browser, ticket: dict[str, Any]) -> pydicom.Dataset:
