@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import models
 import models.learners
 import trainers.learners  # noqa: F401 - makes the training known
+from datastore.volume_io import is_here
 from infers.representation import EmbeddingViews
 from infers.source import Source
 from loop.pool import WHOLE, ItemTable, Pool
@@ -385,6 +386,7 @@ def test_a_sweep_trains_the_learner_once_and_finds_it_again(tmp_path: Path, whol
         weights=folder,
         config=SimpleNamespace(device="cpu", sweep_batch=8, seed=0, representation_epochs=1),
         workplace=SimpleNamespace(root=tmp_path, state=tmp_path / "state"),
+        fetching=lambda image_id: is_here,
         loop=SimpleNamespace(catalogue=SimpleNamespace(located=lambda: located), clock=lambda: 1.0),
         report=lambda **progress: reports.append(progress),
         unreadable=lambda image_id, reason: pytest.fail(reason),

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import infers.engine
 import models
 from datastore.volume_io import Volume
 from infers.engine import PoolViews, Segmenter, pick_device
@@ -224,7 +223,7 @@ def test_other_errors_of_the_reader_end_the_sweep(tmp_path: Path, monkeypatch: p
         raise RuntimeError("a bug")
 
     study = make_study(tmp_path, 2, "slice")
-    monkeypatch.setattr(infers.engine, "read_volume", fails)
+    monkeypatch.setattr("infers.source.read_volume", fails)
     with pytest.raises(RuntimeError, match="a bug"):
         study.views(segmenter_of("unet2d")).collect(range(len(study.pool)))
 

@@ -78,6 +78,6 @@ def test_the_same_file_with_another_meaning_is_another_label(desk: Desk, more: d
 
 
 def test_a_large_label_is_kept_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datastore.folder._MOST_IN_STORE", 0)
+    monkeypatch.setattr("datastore.annotations._MOST_IN_STORE", 0)
     assert desk.send(1) == desk.send(1)
     assert len(list((desk.datastore.state / "submissions").rglob("*.nii.gz"))) == 1
