@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import models
+from datastore.volume_io import is_here
 from infers import gradients as gradients_module
 from infers import views as views_module
 from infers.augmented import Rotation, angles
@@ -652,6 +653,7 @@ def test_a_sweep_lets_the_newest_published_weights_vote(tmp_path: Path, asked: i
         weights=folder,
         config=SimpleNamespace(device="cpu", sweep_batch=8, seed=0),
         workplace=SimpleNamespace(root=tmp_path, state=tmp_path),
+        fetching=lambda image_id: is_here,
         loop=SimpleNamespace(catalogue=SimpleNamespace(located=lambda: located)),
         report=lambda **progress: None,
         unreadable=lambda image_id, reason: None,

@@ -8,7 +8,7 @@ import pytest
 
 from datastore.watcher import FolderWatcher
 
-_SOON = 5.0
+_SOON = 20.0
 _QUIET = 0.5
 
 
