@@ -20,7 +20,7 @@ from datastore.dicom_label import DicomLabel, read_dicom_label
 from datastore.served import ServedDatastore, check_usable
 from datastore.volume_io import Header
 from dicom.archive import ListedSeries, is_uid
-from dicom.images import ArchiveImages, path_of
+from dicom.images import ArchiveImages, path_of, study_of
 from loop.catalogue import Found
 from loop.errors import BadInput, Conflict, Forbidden, Unavailable
 from loop.rounds import Loop
@@ -61,11 +61,9 @@ class ArchiveDatastore(ServedDatastore):
             Unavailable, BadInput: the archive is down, or does not understand the search; the records stay as they are.
         """
         with self._looking:
-            began, config = time.monotonic(), self.loop.config
+            began = time.monotonic()
             try:
-                listed = list(
-                    self.images.archive.series(config.archive_modalities, parse_conditions(config.archive_conditions))
-                )
+                self._take_in()
             except (Unavailable, BadInput) as error:
                 if self._trouble != str(error):
                     logger.warning("%s", error)
@@ -74,10 +72,6 @@ class ArchiveDatastore(ServedDatastore):
             if self._trouble:
                 logger.info("The archive %s is back", self.images.archive.url)
             self._trouble, self._answered_at = None, self._clock()
-            known = self.loop.catalogue.versions()
-            there = {series.series_uid: series for series in listed}
-            changed = [_found(series) for uid, series in there.items() if known.get(uid) != _version(series)]
-            self.loop.catalogue.sync(changed, sorted(set(known) - set(there)), self._clock())
             self._rest_until = time.monotonic() + _REST * (time.monotonic() - began)
         self.notice_behind()
 
@@ -93,29 +87,33 @@ class ArchiveDatastore(ServedDatastore):
             BadInput: neither is named, or not by a UID. Unavailable: the archive is down; the records stay as they are.
         """
         check_uids(study_uid, series_uid)
-        named = (("StudyInstanceUID", study_uid), ("SeriesInstanceUID", series_uid))
-        wanted = [(key, uid) for key, uid in named if uid]
-        if not wanted:
+        if not (study_uid or series_uid):
             raise BadInput("Name a study or a series: StudyInstanceUID, SeriesInstanceUID or both.")
-        config = self.loop.config
-        conditions = [*parse_conditions(config.archive_conditions), *wanted]
         with self._looking:
-            there = {
-                series.series_uid: series
-                for series in self.images.archive.series(config.archive_modalities, conditions)
-                # Some archives leave conditions that they do not know aside, and list everything.
-                if series_uid in ("", series.series_uid) and study_uid in ("", series.study_uid)
-            }
-            known = self.loop.catalogue.versions()
-            changed = [_found(series) for uid, series in there.items() if known.get(uid) != _version(series)]
-            gone = [
-                uid
-                for uid, version in known.items()
-                if uid not in there and series_uid in ("", uid) and study_uid in ("", version.rpartition("-")[0])
-            ]
-            self.loop.catalogue.sync(changed, sorted(gone), self._clock())
+            there = self._take_in(study_uid, series_uid)
         self.notice_behind()
         return sorted(there)
+
+    def _take_in(self, study_uid: str = "", series_uid: str = "") -> list[str]:
+        """Search for a series, those of a study, or all, and bring the records up to what is found: its ids."""
+
+        def wanted(study: str, series: str) -> bool:
+            return study_uid in ("", study) and series_uid in ("", series)
+
+        config = self.loop.config
+        named = (("StudyInstanceUID", study_uid), ("SeriesInstanceUID", series_uid))
+        conditions = [*parse_conditions(config.archive_conditions), *((key, uid) for key, uid in named if uid)]
+        there = {
+            series.series_uid: series
+            for series in self.images.archive.series(config.archive_modalities, conditions)
+            # Some archives leave conditions that they do not know aside, and list everything.
+            if wanted(series.study_uid, series.series_uid)
+        }
+        known = self.loop.catalogue.versions()
+        changed = [_found(series) for uid, series in there.items() if known.get(uid) != _version(series)]
+        gone = [uid for uid, version in known.items() if uid not in there and wanted(version.rpartition("-")[0], uid)]
+        self.loop.catalogue.sync(changed, sorted(gone), self._clock())
+        return list(there)
 
     def look(self) -> None:
         """As `refresh`, in a thread of its own, whose end is awaited for some seconds only; trouble is told by `status`."""
@@ -173,7 +171,7 @@ class ArchiveDatastore(ServedDatastore):
     def viewer_facts(self, image: Mapping[str, Any] | RowMapping) -> dict[str, Any]:
         """DICOM's names of the series, its study and its patient, for OHIF."""
         told = {key: image["info"].get(key, "") for key in ("Modality", "StudyDate", "StudyTime", "SeriesDescription")}
-        study = Path(image["path"]).parent.name
+        study = study_of(str(image["path"]))
         retrieve = image["info"].get("RetrieveURL") or f"{self.images.archive.url}/studies/{study}/series/{image['id']}"
         return {**told, "StudyInstanceUID": study, "SeriesInstanceUID": image["id"], "RetrieveURL": retrieve}
 

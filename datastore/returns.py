@@ -15,6 +15,7 @@ from typing import Any
 
 from datastore.archive import ArchiveDatastore
 from datastore.rules import FINAL, SEG_SUFFIX
+from dicom.images import study_of
 from dicom.seg_head import SegHead, read_head
 from dicom.seg_search import FoundSeg, OrthancFeed, find_seg, search_segs
 from loop.errors import BadInput, NextSliceError, NotFound, Unavailable
@@ -52,7 +53,8 @@ class Returns:
         self._stop, self._wake = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="returns")
         self._storing = 0
-        self._images: frozenset[str] = frozenset()
+        self._change: int | None = None
+        self._studies: dict[str, list[str]] = {}
         self._trouble: str | None = None
         self._how: str | None = None
 
@@ -153,40 +155,37 @@ class Returns:
     def _record_all(self) -> None:
         self._reconsider()
         storing = self._storing  # before the rows are read: who was storing then may not have said whose it is
-        waiting = self._returned.waiting()
-        studies = self._studies() if waiting else {}
-        for row in waiting:
+        for row in self._returned.waiting():
             if self._stop.is_set():
                 return
             if storing and row["ticket"] is None and self._is_new(row):
                 continue
-            self._record(row, studies)
+            self._record(row)
 
     def _is_new(self, row: dict[str, Any]) -> bool:
         return bool(abs(self.datastore.loop.clock() - row["at"]) < _MOST_WAIT_SECONDS)
 
     def _reconsider(self) -> None:
         """A SEG may be here before the series it was drawn on is listed."""
-        images = frozenset(self.datastore.loop.catalogue.versions())
-        if images != self._images:
-            self._images = images
-            self._returned.reconsider(self._studies())
+        catalogue = self.datastore.loop.catalogue
+        change = catalogue.change()
+        if change == self._change:
+            return
+        studies: dict[str, list[str]] = {}
+        for row in catalogue.listing():
+            studies.setdefault(study_of(row["path"]), []).append(row["id"])
+        self._studies = studies
+        self._returned.reconsider(studies)
+        self._change = change
 
-    def _studies(self) -> dict[str, list[str]]:
-        """{study UID: ids of its images}."""
-        found: dict[str, list[str]] = {}
-        for row in self.datastore.loop.catalogue.listing():
-            found.setdefault(Path(row["path"]).parent.name, []).append(row["id"])
-        return found
-
-    def _record(self, row: dict[str, Any], studies: dict[str, list[str]]) -> None:
+    def _record(self, row: dict[str, Any]) -> None:
         """Record one, or say why not; raises Unavailable if that cannot be done now."""
         uid = row["sop_uid"]
         place = Path(tempfile.mkdtemp(prefix="returned-", dir=self.datastore.state / "incoming"))
         image_id: str | None = None
         try:
             where = self._where(row)
-            images = studies.get(where.study_uid, [])
+            images = self._studies.get(where.study_uid, [])
             if not images and row["ticket"] is None:
                 self._returned.end(uid, ELSEWHERE, "It is of a study of which there is no image here.")
                 return
@@ -202,7 +201,7 @@ class Returns:
             if head.automatic and row["ticket"] is None:
                 raise BadInput("An algorithm made it, with nobody's hand in it: its segments say AUTOMATIC.")
             image_id = self._image(row, head, images)
-            if image_id not in self._images:
+            if not any(image_id in of_study for of_study in self._studies.values()):
                 reason = f"It was drawn on the series {image_id}, which is none of the images here."
                 self._returned.end(uid, ELSEWHERE, reason, image_id)
                 return

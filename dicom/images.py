@@ -37,6 +37,11 @@ def path_of(study_uid: str, series_uid: str) -> str:
     return f"{study_uid}/{series_uid}{SUFFIX}"
 
 
+def study_of(path: str) -> str:
+    """UID of the study of the series that `path_of` gives this place."""
+    return path.partition("/")[0]
+
+
 class ArchiveImages:
     """Files of the archive's series, shared by all processes that use the folder.
 
@@ -109,7 +114,7 @@ class ArchiveImages:
 
     def _fetch(self, image: RowMapping, path: Path) -> None:
         began = time.monotonic()
-        series = self._verified(image, path.parent.name)
+        series = self._verified(image, study_of(image["path"]))
         geometry = series.geometry
         if image["n_labeled"]:
             self._check_same(image, geometry)

@@ -256,8 +256,7 @@ class Catalogue:
 
     def _totals(self, connection: Connection) -> dict[str, int]:
         """What only new, changed and unreadable images change; counted once for each such change."""
-        change = connection.execute(sa.select(meta.c.value).where(meta.c.key == _CHANGE)).scalar_one_or_none()
-        known = self._counted
+        change, known = _change(connection), self._counted
         if known is not None and change is not None and known[0] == change:
             return known[1]
         ok, bad = ~images.c.missing & images.c.error.is_(None), images.c.error.is_not(None)
@@ -273,11 +272,20 @@ class Catalogue:
         self._counted = (change, totals)
         return totals
 
+    def change(self) -> int | None:
+        """Another number whenever there are other images, or one became unusable; None before the first."""
+        with self.store.read() as connection:
+            return _change(connection)
+
     def _count_anew(self, connection: Connection) -> None:
         """To be called by every transaction that changes which images there are, their slices, or whether they are usable."""
-        change = connection.execute(sa.select(meta.c.value).where(meta.c.key == _CHANGE)).scalar_one_or_none()
+        change = _change(connection)
         connection.execute(meta.delete().where(meta.c.key == _CHANGE))
         connection.execute(meta.insert().values(key=_CHANGE, value=(change or 0) + 1))
+
+
+def _change(connection: Connection) -> int | None:
+    return connection.execute(sa.select(meta.c.value).where(meta.c.key == _CHANGE)).scalar_one_or_none()
 
 
 def _size(facts: Mapping[str, Any] | RowMapping) -> str:

@@ -38,7 +38,7 @@ _state = sa.case(
 _ENTRIES = (
     sa.select(
         round_items.c.rank, round_items.c.image_id.label("image"), round_items.c.slice, round_items.c.score,
-        round_items.c.why, images.c.patient, images.c.axis, images.c.n_slices, _state.label("state"),
+        round_items.c.why, images.c.patient, images.c.path, images.c.axis, images.c.n_slices, _state.label("state"),
         sa.case((_state == "skipped", skips.c.reason)).label("reason"),
         sa.case((_state == "leased", tickets.c.expires_at)).label("expires_at"),
     )

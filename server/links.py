@@ -36,6 +36,17 @@ def ohif_link(
     return "/ohif/segmentation?" + urlencode(query)
 
 
+def slicer_link(server: str, study_uid: str) -> str:
+    """Opens a study in 3D Slicer, where that is registered for slicer://; the archive is reached through our server."""
+    query = {"studyUID": study_uid, "dicomweb_endpoint": f"{server}/dicom-web"}
+    return "slicer://viewer/?" + urlencode(query)
+
+
+def ohif_opener(ticket: str) -> str:
+    """Leads to `ohif_link`, and fetches the series first if it was not."""
+    return f"/al/tickets/{ticket}/ohif"
+
+
 def of_sample(sample: Mapping[str, Any]) -> dict[str, Any]:
     """What viewers of the archive need of a ticket: `ohif`, the link, and `sop_instances`, of each asked slice; {} for folders.
 
@@ -50,7 +61,7 @@ def of_sample(sample: Mapping[str, Any]) -> dict[str, Any]:
     ticket, slices = sample["ask"]["ticket"], _shown_slices(sample)
     geometry = here.datastore.images.known_geometry(sample["id"])
     if geometry is None or max(slices, default=0) >= len(geometry.sop_uids):
-        return {"ohif": f"/al/tickets/{ticket}/ohif", "sop_instances": None}
+        return {"ohif": ohif_opener(ticket), "sop_instances": None}
     link = ohif_link(geometry, here.config.labels, ticket, slices)
     return {"ohif": link, "sop_instances": [geometry.sop_uids[index] for index in slices]}
 

@@ -1,15 +1,17 @@
 """/al/worklist and who annotated what: for the pages, and for a PACS that tells people what there is to do."""
 
 from typing import Annotated, Any, Literal
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 from fastapi import APIRouter, Body, Depends, Query, Request
 from monailabel.endpoints.user.auth import User
 from pydantic import BaseModel, ConfigDict, Field
 
 from datastore.archive import ArchiveDatastore
+from dicom.images import study_of
 from loop.shell import where_of
 from server.door import Annotator, AnyUser, annotator_of, parts
+from server.links import ohif_opener, slicer_link
 
 router = APIRouter(prefix="/al", tags=["Active learning"])
 
@@ -62,10 +64,15 @@ def worklist(
     return {
         "round": here.loop.round_header(number),
         "counts": counts,
-        "entries": [{**row, "links": _links(row, base["server"])} for row in shown],
+        "entries": [_entry(row, base["server"]) for row in shown],
         "next": shown[-1]["rank"] if len(rows) > limit else None,
         **base,
     }
+
+
+def _entry(row: dict[str, Any], server: str) -> dict[str, Any]:
+    told = {key: value for key, value in row.items() if key != "path"}  # where we keep it is nobody's business
+    return {**told, "links": _links(row, server)}
 
 
 def _links(row: dict[str, Any], server: str) -> dict[str, Any]:
@@ -77,25 +84,14 @@ def _links(row: dict[str, Any], server: str) -> dict[str, Any]:
     archived = isinstance(parts().datastore, ArchiveDatastore)
     return {
         "annotate": f"/annotate/{ticket}" if ticket else f"/worklist?image={quote(row['image'], safe='')}",
-        "ohif": f"/al/tickets/{ticket}/ohif" if ticket and archived else None,
+        "ohif": ohif_opener(ticket) if ticket and archived else None,
         "slicer": (
             f"{first}3D Slicer, module MONAI Label, server {server}, client id {row['annotator'] if ticket else 'your name'}, "
             f"Next Sample: {row['patient']}: {where}."
         ),
-        "slicer_study": slicer_link(server, study_of(row["image"])) if archived else None,
+        "slicer_study": slicer_link(server, study_of(row["path"])) if archived else None,
         "thumbnail": f"/al/items/{quote(row['image'])}/thumbnail/{slice_name}.png",
     }
-
-
-def slicer_link(server: str, study_uid: str) -> str:
-    """Opens a study in 3D Slicer, where that is registered for slicer://; the archive is reached through our server."""
-    query = {"studyUID": study_uid, "dicomweb_endpoint": f"{server}/dicom-web"}
-    return "slicer://viewer/?" + urlencode(query)
-
-
-def study_of(image: str) -> str:
-    """UID of the study that a series of the archive belongs to."""
-    return str(parts().loop.catalogue.image(image)["path"]).partition("/")[0]
 
 
 @router.post("/items/{image:path}/skip", summary="These slices cannot be annotated")
