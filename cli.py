@@ -37,7 +37,9 @@ def serve(
         )
     # Imported late: MONAI Label takes seconds that the other commands need not wait for.
     from loop.assembly import check_plans_of, checked_config
+    from loop.forking import fork_server_from_here
 
+    fork_server_from_here()  # before anything starts a thread
     try:
         check_plans_of(studies, checked_config(studies, settings))
     except NextSliceError as error:

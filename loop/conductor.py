@@ -16,6 +16,7 @@ from sqlalchemy.engine import RowMapping
 
 from loop import previewing
 from loop.errors import Conflict, NextSliceError
+from loop.forking import PRELOADED
 from loop.jobs import GIVING_WAY, KINDS, Jobs
 from loop.previews import Previews
 from loop.retrain import Counts, RetrainPolicy
@@ -75,9 +76,9 @@ class Conductor:
         self._previewed: tuple[tuple[Any, ...], float] = ((), float("-inf"))
         self._previews = Previews(workplace.state / "previews")
         self._thread = threading.Thread(target=self._run, daemon=True, name="conductor")
-        # A fork server imports torch once, in a process without threads; forking the server itself would not be safe.
+        # A fork server has torch imported, in a process without threads; forking the server now would not be safe.
         self._processes = multiprocessing.get_context("forkserver")
-        self._processes.set_forkserver_preload(["loop.preload"])
+        self._processes.set_forkserver_preload(PRELOADED)
 
     def start(self) -> None:
         """Begin; jobs that a former server left running are lost, because their processes ended with it."""

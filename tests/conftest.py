@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ import torch
 
 from bench.orthanc import Orthanc, missing
 from bench.phantom import write_phantoms
+from bench.warm import Warm, WarmProcess
 from loop.store import Store, metadata
 
 ROOT = Path(__file__).parent.parent
@@ -26,6 +28,21 @@ _START_SECONDS = 120
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "stock_is_right_too: stock MONAI Label passes it as well (tests/test_door.py)")
+
+
+_warm: list[Warm] = []
+
+
+def warm() -> Warm:
+    """The process that servers are forked from; one for all tests, started when the first server is."""
+    if not _warm:
+        _warm.append(Warm(Path(tempfile.mkdtemp(prefix="warm-"))))
+    return _warm[0]
+
+
+def pytest_unconfigure() -> None:
+    for process in _warm:
+        process.close()
 
 
 def free_port() -> int:
@@ -50,7 +67,7 @@ class LiveServer:
     command: Callable[["LiveServer"], list[str]] | None = None
     env: dict[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
-    process: subprocess.Popen[bytes] | None = None
+    process: WarmProcess | None = None
 
     @property
     def url(self) -> str:
@@ -72,10 +89,7 @@ class LiveServer:
         """Start and wait until it answers and has looked at the images."""
         command = self.command(self) if self.command else self._serve()
         environment = {**os.environ, "HOME": str(self.root), **self.env}
-        with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(
-                command, stdout=log, stderr=log, cwd=self.root, env=environment, start_new_session=True
-            )
+        self.process = warm().start(command, self.log, self.root, environment)
         until = time.monotonic() + _START_SECONDS
         while time.monotonic() < until:
             if self.process.poll() is not None:

@@ -126,6 +126,8 @@ def test_child_processes_end_with_a_killed_server_and_the_job_is_told_lost(
     )
     children = descendants(server.process.pid)
     assert children
+    # Forked with the server's imports, which are not done again.
+    assert not any(b"multiprocessing.forkserver" in Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children)
     server.kill()
     until = time.monotonic() + 15
     while any(alive(pid) for pid in children):

@@ -1,0 +1,180 @@
+"""Servers by the dozen: processes forked from an interpreter that has imported the libraries already.
+
+A start spends most of its seconds on importing MONAI. A warm process is like a new one in everything else: it imports our
+modules and MONAI Label anew, after its environment is set, and has a process group, a folder and an end of its own.
+
+    python -m bench.warm ADDRESS    # what `Warm` starts: listens on a Unix socket until its starter is gone
+"""
+
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+_FRESH = {
+    "bench", "cli", "datastore", "dicom", "infers", "loop", "models", "monailabel", "server", "strategies", "trainers", "web",
+}  # fmt: skip
+"""Imported anew by every process: MONAI Label reads the environment when it is imported."""
+
+_START_SECONDS = 120
+_POLL_SECONDS = 0.02
+
+
+class WarmProcess:
+    """As `subprocess.Popen`, as far as servers need it."""
+
+    def __init__(self, told: socket.socket, args: Sequence[str], pid: int) -> None:
+        self.args, self.pid = args, pid
+        self.returncode: int | None = None
+        self._told = told
+
+    def poll(self) -> int | None:
+        """The exit status, negative for a signal; None while it runs."""
+        if self.returncode is None:
+            self._told.setblocking(False)
+            try:
+                self._end(self._told.recv(64))
+            except BlockingIOError:
+                return None
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Until it ended; raises subprocess.TimeoutExpired."""
+        until = None if timeout is None else time.monotonic() + timeout
+        while (status := self.poll()) is None:
+            if timeout is not None and until is not None and time.monotonic() > until:
+                raise subprocess.TimeoutExpired(list(self.args), timeout)
+            time.sleep(_POLL_SECONDS)
+        return status
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def _end(self, told: bytes) -> None:
+        if not told:
+            raise RuntimeError(f"Nobody can say how {self.args} ended: the warm process is gone.")
+        self.returncode = int(told)
+        self._told.close()
+
+
+class Warm:
+    """Starts `python -m MODULE ...` as `WarmProcess`es; ends with them when closed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._address = str(folder / "warm")
+        # Its standard input ends when we do, however that is.
+        self._process = subprocess.Popen([sys.executable, "-m", "bench.warm", self._address], stdin=subprocess.PIPE)
+
+    def start(self, command: Sequence[str], log: Path, folder: Path, environment: Mapping[str, str]) -> WarmProcess:
+        """Run [sys.executable, "-m", module, ...] in a session of its own; its output goes to the end of `log`."""
+        if list(command[:2]) != [sys.executable, "-m"]:
+            raise ValueError(f"Only `python -m` of this interpreter can be warm, got {command[:2]}.")
+        wish = {"args": command[2:], "log": str(log), "folder": str(folder), "environment": dict(environment)}
+        told = self._connected()
+        told.sendall(json.dumps(wish).encode())
+        told.shutdown(socket.SHUT_WR)
+        return WarmProcess(told, command, int(told.makefile("rb", buffering=0).readline()))
+
+    def _connected(self) -> socket.socket:
+        until = time.monotonic() + _START_SECONDS
+        while True:
+            told = socket.socket(socket.AF_UNIX)
+            try:
+                told.connect(self._address)
+                return told
+            except (FileNotFoundError, ConnectionRefusedError):
+                told.close()
+                if self._process.poll() is not None or time.monotonic() > until:
+                    raise RuntimeError("The warm process did not start.") from None
+                time.sleep(_POLL_SECONDS)
+
+    def close(self) -> None:
+        """End the warm process, not what it started."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def _listen(address: str) -> None:
+    """The warm process's life."""
+    importlib.import_module("loop.preload")
+    importlib.import_module("loop.assembly")
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake)
+    running: dict[int, socket.socket] = {}
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+        while True:
+            ready = select.select([0, woken, listener.fileno()], [], [])[0]
+            if 0 in ready:
+                return
+            if woken in ready:
+                os.read(woken, 4096)
+                for pid in list(running):
+                    ended, status = os.waitpid(pid, os.WNOHANG)
+                    if ended:
+                        _tell(running.pop(pid), os.waitstatus_to_exitcode(status))
+            if listener.fileno() in ready:
+                told = listener.accept()[0]
+                wish = json.loads(told.makefile("rb").read())
+                pid = os.fork()
+                if not pid:
+                    for connection in (listener, told, *running.values()):
+                        connection.close()
+                    for end in (woken, wake):
+                        os.close(end)
+                    _become(**wish)
+                running[pid] = told
+                told.sendall(b"%d\n" % pid)
+
+
+def _tell(told: socket.socket, status: int) -> None:
+    with told:
+        try:
+            told.sendall(str(status).encode())
+        except BrokenPipeError:
+            return  # nobody waits for it
+
+
+def _become(args: Sequence[str], log: str, folder: str, environment: dict[str, str]) -> NoReturn:
+    """Be `python -m args...` from here on."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.setsid()
+    with open(log, "ab") as out, open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    tempfile.tempdir = None
+    for name in [name for name in sys.modules if name.partition(".")[0] in _FRESH]:
+        del sys.modules[name]
+    sys.argv = list(args)
+    runpy.run_module(args[0], run_name="__main__", alter_sys=True)
+    raise SystemExit  # with all that an interpreter does at its end
+
+
+if __name__ == "__main__":
+    _listen(sys.argv[1])
