@@ -3,13 +3,14 @@
 import logging
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
 from datastore.archive import ArchiveDatastore
-from datastore.seg_export import Form, prediction_seg, store_seg
+from datastore.seg_export import store_prediction
 from loop.errors import NextSliceError, Unavailable
 from loop.store import images
 from models.weights import WeightsFolder
@@ -98,13 +99,9 @@ class StoredPredictions:
         return [row.id for row in found if NOTE not in row.info and row.id not in self._refused]
 
     def _store(self, image_id: str) -> None:
-        mask, digest = self._predict(image_id)
         at = self.datastore.loop.clock()
-        try:
-            written = prediction_seg(self.datastore, image_id, mask, self._model, digest, at, Form("labelmap", "all"))
-        finally:
-            mask.unlink(missing_ok=True)
-        store_seg(self.datastore, image_id, written)
+        predict = partial(self._predict, image_id)
+        written, digest = store_prediction(self.datastore, image_id, self._model, predict, at, "labelmap")
         note: dict[str, Any] = {"model": digest, "series": written.series_uid, "instance": written.sop_uid, "at": at}
         self.datastore.loop.catalogue.update_info(image_id, {NOTE: note})
         logger.info("The prediction of %s is in the archive as series %s", image_id, written.series_uid)

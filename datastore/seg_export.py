@@ -20,6 +20,9 @@ from loop.workplace import model_name
 
 Which = Literal["annotated", "all"]
 
+Predict = Callable[[], tuple[Path, str]]
+"""Gives the file of an image's mask, which is deleted here, and the digest of the weights."""
+
 _LISTED = 3
 """Annotators named in the series description."""
 
@@ -71,6 +74,19 @@ def prediction_seg(
     return _written(datastore, image_id, _voxels(mask), values, author, Form(form.kind, "all"), [])
 
 
+def store_prediction(
+    datastore: ArchiveDatastore, image_id: str, model: str, predict: Predict, at: float, kind: Kind
+) -> tuple[Written, str]:
+    """Predict a mask and store it in the archive: (what was stored, digest of the weights); raises as `store_seg`."""
+    mask, digest = predict()
+    try:
+        written = prediction_seg(datastore, image_id, mask, model, digest, at, Form(kind, "all"))
+    finally:
+        mask.unlink(missing_ok=True)
+    store_seg(datastore, image_id, written)
+    return written, digest
+
+
 def store_seg(datastore: ArchiveDatastore, image_id: str, written: Written) -> None:
     """Store it in the archive, in the image's study; raises Unavailable while that is down, BadInput if it is refused."""
     study = datastore.images.geometry(image_id).study_uid
@@ -79,15 +95,13 @@ def store_seg(datastore: ArchiveDatastore, image_id: str, written: Written) -> N
     datastore.images.archive.store(study, written.content)
 
 
-def start_seg(
-    datastore: ArchiveDatastore, image_id: str, predict: Callable[[], tuple[Path, str]] | None
-) -> Written | None:
+def start_seg(datastore: ArchiveDatastore, image_id: str, predict: Predict | None) -> Written | None:
     """What an annotator of an image begins with, stored in the archive: the mask so far, or a prediction where there is none.
 
     A prediction is kept as a start mask, so that what comes back unchanged of it is not taken for an annotation.
 
     Args:
-        predict: gives a mask's file, which is deleted here, and the digest of the weights; None: no predictions.
+        predict: None: no predictions.
 
     Returns:
         None where nothing is there to begin with.

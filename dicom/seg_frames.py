@@ -1,10 +1,12 @@
 """The frames of a DICOM SEG: their pixels, one at a time, and the slice of the source each belongs to."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
+from pydicom.filereader import read_file_meta_info
 from pydicom.pixels import iter_pixels
 from pydicom.uid import (
     UID,
@@ -31,6 +33,15 @@ def check_syntax(syntax: UID) -> None:
         known = ", ".join(UID(one).name for one in READABLE)
         kind = "private " if syntax.is_private else ""
         raise BadInput(f"The DICOM SEG must be in one of {known}, got the {kind}transfer syntax {syntax.name[:100]}.")
+
+
+def check_file(path: Path) -> None:
+    """Raise BadInput unless a file is DICOM whose frames can be read here; a deflated one may be much larger than it looks."""
+    try:
+        syntax = UID(read_file_meta_info(path).get("TransferSyntaxUID", ""))
+    except Exception as error:  # noqa: BLE001 - an element may hold anything
+        raise BadInput(f"The file must be a DICOM SEG, but cannot be read as DICOM: {str(error)[:200]}") from None
+    check_syntax(syntax)
 
 
 def check_length(seg: Dataset, frames: int) -> None:

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID
 
 from dicom.archive import is_uid
-from dicom.seg_frames import check_syntax
+from dicom.seg_frames import check_file
 from dicom.seg_reader import SEG_CLASSES
 from dicom.seg_writer import MODEL_NAME
 from loop.errors import BadInput
@@ -41,8 +40,7 @@ class SegHead:
 def read_head(path: Path) -> SegHead:
     """The head of a DICOM SEG's file. Raises BadInput if it is none, or damaged."""
     try:
-        syntax = UID(read_file_meta_info(path).get("TransferSyntaxUID", ""))
-        check_syntax(syntax)  # a deflated file may be much larger than it looks
+        check_file(path)
         return _head(pydicom.dcmread(path, stop_before_pixels=True))
     except BadInput:
         raise

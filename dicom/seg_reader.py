@@ -12,11 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_file_meta_info
 from pydicom.uid import UID
 
 from dicom.geometry import SeriesGeometry
-from dicom.seg_frames import Places, check_length, check_syntax, frames_of
+from dicom.seg_frames import Places, check_file, check_length, frames_of
 from loop.errors import BadInput
 
 _SEG, _LABELMAP = "1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"
@@ -56,23 +55,14 @@ def read_seg(path: Path, geometry: SeriesGeometry) -> ReadSeg:
             size, orientation, frame of reference or instances. The reason is told.
     """
     try:
-        return _read(_opened(path), geometry)
+        check_file(path)
+        return _read(pydicom.dcmread(path), geometry)
     except BadInput:
         raise
     # An element may hold anything, and is converted when it is looked at; decoders raise whatever they meet.
     except Exception as error:  # noqa: BLE001
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(f"The DICOM SEG is damaged: {said[:200]}") from None
-
-
-def _opened(path: Path) -> Dataset:
-    try:
-        syntax = UID(read_file_meta_info(path).get("TransferSyntaxUID", ""))
-    except Exception as error:  # noqa: BLE001
-        raise BadInput(f"The file must be a DICOM SEG, but cannot be read as DICOM: {str(error)[:200]}") from None
-    # Before the rest is read: a deflated file may be much larger than it looks.
-    check_syntax(syntax)
-    return pydicom.dcmread(path)
 
 
 def _read(seg: Dataset, geometry: SeriesGeometry) -> ReadSeg:

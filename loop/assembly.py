@@ -129,21 +129,23 @@ class Assembly:
         Raises:
             NotFound: no such model or image. Conflict: no weights yet, or the image is unreadable.
         """
-        served = self.infers_by_name
-        if request.get("model") not in served:
-            raise unknown("model", request.get("model"), served)
-        image_id = str(request.get("image"))
-        task = served[str(request["model"])]
+        task, image_id = self.infer_task(str(request.get("model"))), str(request.get("image"))
         file, params = task({**request, "image": self.datastore.readable_path(image_id)})
         saved = bool(request.get("save_label"))
         if saved:
             self.datastore.save_label(image_id, file, request.get("label_tag") or ORIGINAL, {"model": params["model"]})
         return {"label": image_id if saved else file, "tag": ORIGINAL, "file": file, "params": params}
 
-    def predicted(self, image_id: str) -> tuple[Path, str]:
-        """(file of the current model's mask, which is the caller's to remove, digest of the weights); raises as `infer`."""
+    def infer_task(self, model: str) -> SegmentationInfer:
+        """The inference task of this name; raises NotFound with the known ones."""
+        if model not in self.infers_by_name:
+            raise unknown("model", model, self.infers_by_name)
+        return self.infers_by_name[model]
+
+    def predicted(self, image_id: str, model: str = "") -> tuple[Path, str]:
+        """(file of the mask by the app's model or another, which is the caller's to remove, digest of the weights)."""
         wishes = {"image": self.datastore.readable_path(image_id), "result_extension": ".nii.gz"}
-        file, params = self.infers_by_name[self.model](wishes)
+        file, params = self.infer_task(model or self.model)(wishes)
         return Path(file), str(params["model"])
 
     @cached_property

@@ -7,7 +7,6 @@ import logging
 import re
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 
 import httpx
 from anyio.to_thread import run_sync
@@ -39,21 +38,6 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }
-
-
-@dataclass(frozen=True)
-class Stored:
-    """Instances that somebody stored in the archive through us.
-
-    Attributes:
-        instances: (SOP class UID, SOP instance UID) of each that the archive took.
-        annotator: the account, else whom the ticket was handed to; "" is nobody in particular.
-        ticket: whose address it was stored at; None for the archive's own.
-    """
-
-    instances: tuple[tuple[str, str], ...]
-    annotator: str
-    ticket: str | None
 
 
 class _Archive:
@@ -147,9 +131,9 @@ async def _stored(path: str, request: Request, annotator: str, ticket: str | Non
         raise Unavailable(f"The archive went away while it stored; send it again. {_kind(error)}") from None
     finally:
         await answer.aclose()
-    stored = Stored(stored_in(bytes(content)), annotator, ticket)
-    if stored.instances:
-        await run_sync(_tell, stored)
+    segs = [sop for kind, sop in stored_in(bytes(content)) if kind in SEG_CLASSES]
+    if segs:
+        await run_sync(_tell, segs, annotator, ticket)
     kind = answer.headers.get("content-type", "application/dicom+json")
     return Response(bytes(content), answer.status_code, {**_HEADERS, "Content-Type": kind})
 
@@ -160,16 +144,21 @@ def _expected() -> AbstractContextManager[None]:
     return returns.storing() if returns else nullcontext()
 
 
-def _tell(stored: Stored) -> None:
-    """What the archive took may be a label; it is remembered before the viewer is answered."""
+def _tell(segs: list[str], annotator: str, ticket: str | None) -> None:
+    """What the archive took may be labels; they are remembered before the viewer is answered.
+
+    Args:
+        segs: their SOP instance UIDs.
+        annotator: the account, else whom the ticket was handed to; "" is nobody in particular.
+        ticket: whose address they were stored at; None for the archive's own.
+    """
     returns = parts().returns
-    segs = [sop for kind, sop in stored.instances if kind in SEG_CLASSES]
-    if returns is None or not segs:
+    if returns is None:
         return
     try:
-        returns.stored(segs, stored.annotator, stored.ticket)
-    except Exception:  # it is stored, and will be noticed: the viewer must not send it again
-        logger.exception("What was stored in the archive could not be taken in: %s", stored)
+        returns.stored(segs, annotator, ticket)
+    except Exception:  # they are stored, and will be noticed: the viewer must not send them again
+        logger.exception("What was stored in the archive could not be taken in: %s", segs)
 
 
 async def _ask(request: Request, path: str, body: AsyncIterator[bytes] | None) -> httpx.Response:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,8 +15,7 @@ from monailabel.utils.others.generic import get_mime_type
 from requests_toolbelt import MultipartEncoder
 
 from datastore.volume_io import suffix_of
-from infers.task import SegmentationInfer
-from loop.errors import BadInput, unknown
+from loop.errors import BadInput
 from server.door import AnyUser, parse_params, parts, received
 from server.session import session_image
 
@@ -64,7 +62,7 @@ async def infer(
 def _predict(
     model: str, image: str, session_id: str, params: str, file: UploadFile | None
 ) -> tuple[Path, dict[str, Any]]:
-    served(model)
+    task = parts().infer_task(model)
     wishes = parse_params(params)
     request = {key: wishes[key] for key in _SETTABLE if key in wishes}
     with ExitStack() as stack:
@@ -76,18 +74,5 @@ def _predict(
             source = parts().datastore.readable_path(image)
         else:
             raise BadInput("Name an image by `image`, a session by `session_id`, or send a `file`.")
-        return predicted(model, {**request, "image": source})
-
-
-def served(model: str) -> SegmentationInfer:
-    """The model of this name; raises NotFound with the known ones."""
-    models: dict[str, SegmentationInfer] = parts().infers_by_name
-    if model not in models:
-        raise unknown("model", model, models)
-    return models[model]
-
-
-def predicted(model: str, request: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """(file of the mask, what is told of it); the file is the caller's to remove. In a thread of `predictions`."""
-    path, answer = served(model)(request)
+        path, answer = task({**request, "image": source})
     return Path(path), answer

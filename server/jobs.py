@@ -188,8 +188,7 @@ def batch_infer(
     user: User = Depends(Admin),
 ) -> Any:
     """Slicer shows a start mask when the image is opened; it annotates nothing."""
-    if model not in parts().infers_by_name:
-        raise unknown("model", model, parts().infers_by_name)
+    parts().infer_task(model)
     request = {"model": model, "images": images}
     wishes = {key: value for key, value in (params or {}).items() if key in ("max_batch_size", "max_workers")}
     for key, value in wishes.items():

@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import suppress
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Body, Depends
@@ -12,12 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from datastore.archive import ArchiveDatastore
 from datastore.rules import FINAL
-from datastore.seg_export import Form, Which, composite_seg, of_archive, prediction_seg, store_seg
+from datastore.seg_export import Form, Which, composite_seg, of_archive, store_prediction, store_seg
 from dicom.seg_writer import Kind, Written
 from loop.errors import NotFound
 from server.al import get_items
 from server.door import Annotator, AnyUser, parts
-from server.infer import predicted, predictions
+from server.infer import predictions
 
 router = APIRouter(prefix="/al", tags=["Active learning"])
 
@@ -70,22 +71,18 @@ async def store(
 
 def _store_composite(image: str, request: StoreRequest) -> dict[str, Any]:
     datastore = of_archive(parts().datastore)
-    return _stored(image, composite_seg(datastore, image, FINAL, Form(request.kind, request.slices)))
+    written = composite_seg(datastore, image, FINAL, Form(request.kind, request.slices))
+    store_seg(datastore, image, written)
+    return _told(image, written)
 
 
 def _store_prediction(image: str, request: StoreRequest) -> dict[str, Any]:
     here = parts()
-    datastore = of_archive(here.datastore)
     model = request.model or here.model
-    path, answer = predicted(model, {"image": datastore.readable_path(image), "result_extension": ".nii.gz"})
-    try:
-        form = Form(request.kind, "all")
-        written = prediction_seg(datastore, image, path, model, str(answer["model"]), here.loop.clock(), form)
-    finally:
-        path.unlink(missing_ok=True)
-    return _stored(image, written)
+    predict = partial(here.predicted, image, model)
+    written, _ = store_prediction(of_archive(here.datastore), image, model, predict, here.loop.clock(), request.kind)
+    return _told(image, written)
 
 
-def _stored(image: str, written: Written) -> dict[str, Any]:
-    store_seg(of_archive(parts().datastore), image, written)
+def _told(image: str, written: Written) -> dict[str, Any]:
     return {"image": image, "series": written.series_uid, "instance": written.sop_uid}

@@ -1,6 +1,6 @@
 // The server's REST API for the pages: answers as JSON, errors as sentences, events as they happen.
 
-/** The server said no, or cannot be reached (status 0); the message is a sentence for people. */
+/** The server said no; the message is a sentence for people. */
 export class Refused extends Error {
   constructor(status, message) {
     super(message);
@@ -9,9 +9,23 @@ export class Refused extends Error {
   }
 }
 
+/** The server could not be reached (status 0), or is not fit to answer now. */
+export class Unreachable extends Refused {
+  constructor(status = 0, message = "The server does not answer.") {
+    super(status, message);
+    this.name = "Unreachable";
+  }
+}
+
 const TOKEN = "nextslice.token";
 const NAME = "nextslice.annotator";
 const RECONNECT_MS = 2000;
+const UNFIT = [502, 503, 504];
+
+let behind = 0;
+
+/** The server's time in seconds, from its last answer: leases are counted by its clock. */
+export const serverNow = () => Date.now() / 1000 + behind;
 
 /** Who works in this browser; "" until somebody said so. */
 export const annotator = () => localStorage.getItem(NAME) ?? "";
@@ -29,17 +43,21 @@ function sentence(detail, status) {
   return `The server answered ${status}.`;
 }
 
-async function request(path, options = {}) {
+/** A response; throws Refused with the server's own sentence, or Unreachable. */
+export async function request(path, options = {}) {
   let response;
   try {
     response = await fetch(path, { cache: "no-store", ...options, headers: headers(options.headers) });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refused(0, "The server does not answer.");
+    throw new Unreachable();
   }
+  const date = Date.parse(response.headers.get("Date") ?? "");
+  if (date) behind = (date - Date.now()) / 1000;
   if (!response.ok) {
     const detail = await response.json().then((body) => body.detail, () => null);
-    throw new Refused(response.status, sentence(detail, response.status));
+    const Kind = UNFIT.includes(response.status) ? Unreachable : Refused;
+    throw new Kind(response.status, sentence(detail, response.status));
   }
   return response;
 }
@@ -50,8 +68,9 @@ export async function get(path, query = {}) {
   return (await request(text ? `${path}?${text}` : path)).json();
 }
 
-export async function post(path, body = {}) {
-  const options = { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) };
+export async function post(path, body = {}, more = {}) {
+  const headers = { "Content-Type": "application/json" };
+  const options = { method: "POST", headers, body: JSON.stringify(body), ...more };
   return (await request(path, options)).json();
 }
 

@@ -1,6 +1,6 @@
 // Keeps a ticket's lease alive while somebody draws, and tells when it has run out.
 
-import { Refused, renew, serverNow } from "./api.js";
+import { Refused, renew, serverNow, Unreachable } from "./api.js";
 
 const LONGEST = 300;
 const SHORTEST = 2;
@@ -49,7 +49,7 @@ export class Lease {
       this.length = ticket.expires_at - serverNow();
       this.told({ state: "open", until: this.until });
     } catch (error) {
-      if (id === this.id && error instanceof Refused) {
+      if (id === this.id && error instanceof Refused && !(error instanceof Unreachable)) {
         this.stop();
         if (error.status === 410) this.told({ state: "over" });
       }

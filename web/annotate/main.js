@@ -69,7 +69,7 @@ class Desk {
         return result;
       } catch (error) {
         if (!(error instanceof api.Unreachable)) throw error;
-        if (!told) say("The server does not answer. This page goes on by itself when it is back.", "warning");
+        if (!told) say(`${error.message} This page goes on by itself when it is back.`, "warning");
         await new Promise((resolve) => setTimeout(resolve, 1000));
       }
     }

@@ -1,6 +1,8 @@
 // The map page: fetches the map, waits while it is made, and shows what is chosen. Names are shown as text only.
 
-import { Refused, askFor, onChange, poolMap, thumbnail } from "./api.js";
+import { annotator, Refused } from "/web/api.js";
+
+import { askFor, onChange, poolMap, thumbnail } from "./api.js";
 import { Plane, mark } from "./plane.js";
 import { STATES, shade, shares } from "./scale.js";
 
@@ -204,7 +206,7 @@ async function annotate() {
   const image = map.images[map.image[plane.chosen]];
   element("annotate").disabled = true;
   try {
-    const { tickets, reason } = await askFor(image, localStorage.getItem("nextslice.annotator") ?? "");
+    const { tickets, reason } = await askFor(image, annotator());
     if (tickets.length) location.href = `/annotate/${encodeURIComponent(tickets[0].ticket)}`;
     else say(reason, "error");
   } catch (error) {
