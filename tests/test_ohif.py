@@ -3,6 +3,7 @@
 Pictures of what was seen are in the folder `artefacts` of the test's folder.
 """
 
+import base64
 import io
 import re
 import shutil
@@ -17,6 +18,7 @@ import httpx
 import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
@@ -36,6 +38,8 @@ _SECONDS = 120
 LABELS = ("anterior", "posterior")
 SHAPE = (51, 35, 8)
 """Odd rows times odd columns: what OHIF's own code cannot store."""
+BRIGHT = (slice(6, 22), slice(4, 14), slice(None))
+"""A box far from every mirror of itself."""
 
 pytestmark = [
     pytest.mark.skipif(
@@ -74,7 +78,7 @@ def place(own_archive: Orthanc, tmp_path: Path, live_server: Any) -> Iterator[Pl
     rng = np.random.default_rng(0)
     for patient in ("P1", "P2"):
         array = (rng.random(SHAPE) * 80).astype(np.int16)
-        array[15:35, 10:25, :] += np.arange(100, 100 + 40 * SHAPE[2], 40, dtype=np.int16)
+        array[BRIGHT] += np.arange(100, 100 + 40 * SHAPE[2], 40, dtype=np.int16)
         write_series(tmp_path / patient, array, np.diag([1.0, 1.0, 3.0, 1.0]), Study(patient))
         own_archive.upload(tmp_path / patient)
     settings = {
@@ -154,6 +158,20 @@ class Browser:
         label = self.driver.find_element(By.XPATH, "//*[text()='Radius (mm)']/ancestor::*[.//input][1]")
         return float(str(label.find_element(By.TAG_NAME, "input").get_attribute("value")))
 
+    def bright_voxel(self) -> tuple[float, float]:
+        """(i, j) of the volume at the middle of what is bright on the screen, by OHIF's own way from there to the patient."""
+        canvas = self.element("canvas.cornerstone-canvas")
+        address: str = self.driver.execute_script("return arguments[0].toDataURL('image/png')", canvas)
+        picture = Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))).convert("L")
+        grey = np.asarray(picture, float)
+        rows, columns = np.nonzero(grey > (grey.min() + grey.max()) / 2)
+        scale = canvas.size["width"] / picture.width
+        at = [float(columns.mean() * scale), float(rows.mean() * scale)]
+        world = self.driver.execute_script(
+            "return [...cornerstone.getEnabledElements()[0].viewport.canvasToWorld(arguments[0])]", at
+        )
+        return -world[0], -world[1]  # the phantom's voxels are 1 mm in RAS, and DICOM's patient is LPS
+
     def drag(self, dx: int = 60) -> None:
         """Paint a stroke through the middle of the viewport."""
         canvas = self.element("canvas.cornerstone-canvas")
@@ -202,6 +220,7 @@ def paint_and_store(place: Place, browser: Browser, ticket: dict[str, Any]) -> p
     numbers = [index + 1 for index in ticket["slices"]]
     browser.wait("the first asked slice", lambda: browser.instance_number() == numbers[0])
     browser.picture("1-asked")
+    assert browser.bright_voxel() == pytest.approx((13.5, 8.5), abs=1.5)
     browser.scroll()
     browser.wait("the bar to notice", lambda: "not asked for" in browser.bar())
     browser.picture("2-elsewhere")
@@ -260,6 +279,8 @@ def edit(browser: Browser, link: str, ticket: dict[str, Any]) -> None:
     assert all(label in browser.text() for label in LABELS)
     browser.press("following")
     browser.wait("the second asked slice", lambda: browser.instance_number() == ticket["slices"][1] + 1)
+    # With a mask OHIF shows a volume, turned as radiologists read it, and no longer the instances as they are stored.
+    assert browser.bright_voxel() == pytest.approx((13.5, 8.5), abs=1.5)
     browser.drag()
     browser.wait("paint on it", lambda: sorted(browser.painted_slices()) == sorted(ticket["sop_instances"]))
     browser.picture("5-edited")
