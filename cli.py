@@ -37,9 +37,7 @@ def serve(
         )
     # Imported late: MONAI Label takes seconds that the other commands need not wait for.
     from loop.assembly import check_plans_of, checked_config
-    from loop.forking import fork_server_from_here
 
-    fork_server_from_here()  # before anything starts a thread
     try:
         check_plans_of(studies, checked_config(studies, settings))
     except NextSliceError as error:
@@ -58,6 +56,9 @@ def _settings(conf: list[str] | None) -> dict[str, str]:
 def _start_server(app_dir: Path, studies: str, conf: dict[str, str], host: str, port: int, log_level: str) -> None:
     from monailabel.main import Main
 
+    from loop.forking import fork_server_from_here
+
+    fork_server_from_here()  # before anything starts a thread
     arguments = ["start_server", "--app", str(app_dir), "--studies", studies, "--host", host, "--port", str(port)]
     arguments += ["--uvicorn_app", "server.app:application", "--log_level", log_level, "--verbose", log_level.upper()]
     for key, value in conf.items():

@@ -1,4 +1,4 @@
-"""Pictures of dashboard and worklist in each of their states, for the documents: `python -m bench.screenshots`."""
+"""Pictures of the pages in each of their states, for the documents: `python -m bench.screenshots`."""
 
 import tempfile
 import time
@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import typer
 from PIL import Image
+from selenium.webdriver.support.select import Select
 
 from bench import browser
 from bench.live import Server
@@ -31,18 +32,24 @@ def main(out: Path = _OUT, patients: int = 8) -> None:
         with served(Path(folder) / "empty", {}) as server:
             gallery.take(server, "/", "dashboard-empty", "There are no images")
             gallery.take(server, "/worklist", "worklist-empty", "There is no round yet")
+            gallery.take(server, "/map", "map-empty", "no images", live=False)
         write_phantoms(Path(folder) / "phantoms", patients=patients, seed=1)
         with (
             served(Path(folder) / "phantoms", _QUICK) as server,
             httpx.Client(base_url=server.url, timeout=600) as http,
         ):
             campaign(server, http, gallery, Path(folder) / "phantoms" / "labels")
-        gallery.lost("dashboard-lost", "does not answer")
+            gallery.take(server, "/", "dashboard-running", "epoch")
+            draw(server, gallery)
+        gallery.lost("annotate-lost", "No connection", lambda: press(gallery.driver, "submit"))
         write_phantoms(Path(folder) / "few", patients=2, seed=2)
         with served(Path(folder) / "few", {**_QUICK, "retrain": "false"}) as server:
             with httpx.Client(base_url=server.url, timeout=600) as http:
                 finish(http, Path(folder) / "few" / "labels")
             gallery.take(server, "/", "dashboard-finished", "Finished")
+            gallery.take(server, "/annotate/next", "annotate-finished", "Nothing left", live=False)
+            gallery.open(server, "/", "Finished")
+        gallery.lost("dashboard-lost", "does not answer")
 
 
 class Gallery:
@@ -51,20 +58,34 @@ class Gallery:
     def __init__(self, driver: Any, out: Path) -> None:
         self.driver, self.out = driver, out
 
-    def take(self, server: Server, path: str, name: str, text: str, *, width: int = 1280, whole: bool = True) -> None:
-        """Open a page, wait until it says `text`, and keep what it looks like."""
+    def open(self, server: Server, path: str, text: str, *, width: int = 1280, live: bool = True) -> None:
+        """Open a page and wait until it says `text` and has loaded; `live` pages tell of their connection."""
         browser.resize(self.driver, width, 900)
         self.driver.get(server.url + path)
         self._wait(text)
         # What comes after the text: pictures of cards, and the connection that is told as live.
-        browser.wait(self.driver, "a live page", lambda: browser.text_of(self.driver, "live") == "Live")
-        browser.wait(self.driver, "pictures", lambda: self.driver.execute_script(_NOTHING_LOADS))
+        if live:
+            browser.wait(self.driver, "a live page", lambda: browser.text_of(self.driver, "live") == "Live")
+        self._settle()
+
+    def take(self, server: Server, path: str, name: str, text: str, *, whole: bool = True, **how: Any) -> None:
+        """As `open`, and keep what it looks like."""
+        self.open(server, path, text, **how)
         self._keep(name, whole)
 
-    def lost(self, name: str, text: str) -> None:
-        """Keep what the open page looks like once it says `text`."""
+    def look(self, name: str) -> None:
+        """Keep what the open page looks like once it has loaded."""
+        self._settle()
+        self._keep(name, False)
+
+    def lost(self, name: str, text: str, act: Callable[[], None] = lambda: None) -> None:
+        """Do something on the open page, whose server is gone, and keep what it looks like once it says `text`."""
+        act()
         self._wait(text)
         self._keep(name, True)
+
+    def _settle(self) -> None:
+        browser.wait(self.driver, "pictures", lambda: self.driver.execute_script(_NOTHING_LOADS), 180)
 
     def theme(self, theme: str) -> None:
         """Dark or light, as a system asks for."""
@@ -116,12 +137,54 @@ def campaign(server: Server, http: httpx.Client, gallery: Gallery, truth: Path) 
     gallery.take(server, "/", "dashboard", "in use")
     gallery.take(server, "/worklist", "worklist", "being annotated", whole=False)
     gallery.take(server, "/worklist?state=labeled", "worklist-tablet", "items shown", width=820, whole=False)
+    maps(server, gallery)
     gallery.theme("light")
     gallery.take(server, "/", "dashboard-light", "in use", width=820)
     gallery.theme("dark")
     http.post("/train/" + next(iter(http.get("/info/").json()["trainers"])), json={"epochs": 60})
     until(http, "some epochs", lambda now: any(job["progress"].get("epoch", 0) > 1 for job in now["running"]["train"]))
-    gallery.take(server, "/", "dashboard-running", "epoch")
+
+
+def maps(server: Server, gallery: Gallery) -> None:
+    """The map while it is made, and coloured both ways."""
+    gallery.open(server, "/map", "The map is being made", live=False)
+    gallery.look("map-waiting")
+    browser.wait(gallery.driver, "the map", lambda: state(gallery.driver) == "ready", 300)
+    gallery.look("map")
+    Select(gallery.driver.find_element("id", "colour")).select_by_value("score")
+    gallery.driver.find_element("css selector", "#asked button").click()
+    gallery.look("map-uncertainty")
+    gallery.open(server, "/map", "Asked for", width=820, live=False)
+    browser.wait(gallery.driver, "the map", lambda: state(gallery.driver) == "ready")
+    gallery.look("map-tablet")
+
+
+def draw(server: Server, gallery: Gallery) -> None:
+    """The annotate page: a ticket with nothing drawn, the uncertainty over it, the prediction as a beginning; an old address."""
+    driver = gallery.driver
+    gallery.take(server, "/annotate/no-such-ticket", "annotate-error", "Nothing to annotate", whole=False, live=False)
+    driver.execute_script("localStorage.setItem('nextslice.annotator', 'Dr. Bär')")
+    gallery.open(server, "/annotate/next", "Asked: paint here", live=False)
+    gallery.look("annotate")
+    press(driver, "heat")
+    gallery.look("annotate-uncertainty")
+    press(driver, "heat")
+    press(driver, "predict")
+    gallery.look("annotate-prediction")
+    gallery.theme("light")
+    browser.resize(driver, 820, 900)
+    gallery.look("annotate-tablet")
+    gallery.theme("dark")
+    browser.resize(driver, 1280, 900)
+
+
+def state(driver: Any) -> str:
+    """What the page says of itself."""
+    return str(driver.execute_script("return document.body.dataset.state ?? ''"))
+
+
+def press(driver: Any, element: str) -> None:
+    driver.find_element("id", element).click()
 
 
 def work_on(http: httpx.Client, people: list[Robot], strategy: str) -> None:

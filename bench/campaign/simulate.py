@@ -24,6 +24,7 @@ from bench.campaign.progress import Progress
 from bench.campaign.run import Campaign, Run
 from loop.durable import atomic
 from loop.errors import BadInput, unknown
+from loop.forking import PRELOADED
 
 _POLL_SECONDS = 1.0
 _LOCK_SECONDS = 5.0
@@ -140,6 +141,7 @@ def _run_all(
     progress = Progress(total, done, say)
     threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
     with (
         tqdm(total=total, initial=done, desc="campaign", unit="round", disable=None) as bar,
         ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_process, initargs=(threads,)) as pool,
