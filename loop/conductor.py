@@ -28,6 +28,10 @@ logger = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.5
 _PAUSE_SECONDS = 0.2
+_MOST_PAUSE_SECONDS = 1.0
+_REST = 20
+"""However many labels come in, looking takes about this small a part of the time that serving needs."""
+
 _FIRST_LOOK_SECONDS = 10.0
 _SETTLE_SECONDS = 5.0
 """What saves left for later waits no longer than this, however fast they come."""
@@ -69,6 +73,7 @@ class Conductor:
         self._guard = threading.RLock()
         self._stop, self._wake, self._looked = threading.Event(), threading.Event(), threading.Event()
         self._changed, self._scanned, self._settled = True, float("-inf"), float("-inf")
+        self._looking = 0.0
         self._had_a_round: set[str] = set()
         self._tried: dict[str, tuple[tuple[Any, ...], float]] = {}
         self._previewing: str | None = None
@@ -118,11 +123,11 @@ class Conductor:
                 logger.exception("The conductor met an error and goes on")
                 self._stop.wait(1)
             self._wake.wait(_TICK_SECONDS)
-            # However many labels come in, looking must not take the time that serving needs: not at once, and not often.
-            self._stop.wait(_PAUSE_SECONDS)
+            self._stop.wait(min(max(_PAUSE_SECONDS, _REST * self._looking), _MOST_PAUSE_SECONDS))
 
     def tick(self) -> None:
         """One look at the state."""
+        began = time.monotonic()
         if self._changed or time.monotonic() - self._scanned > self.loop.config.rescan_seconds:
             self._changed, self._scanned = False, time.monotonic()
             self._refresh()
@@ -132,14 +137,17 @@ class Conductor:
             self._plan_if_due()
         # Not under the guard: it may take its time, and annotators must not wait for it.
         if self._quiet() or time.monotonic() - self._settled > _SETTLE_SECONDS or self._training_begins():
+            settling = time.monotonic()
             self._settle()
             self.loop.store.checkpoint()
             self._settled = time.monotonic()
+            began += self._settled - settling
         with self._guard:
             self._give_way()
             self._preview_if_due()
-            for kind in KINDS:
+            for kind in {job["kind"]: None for job in self.loop.jobs.queued()}:
                 self._start_queued(kind)
+        self._looking = time.monotonic() - began
 
     # --- what is due
 
@@ -253,7 +261,9 @@ class Conductor:
 
     def _preview_if_due(self) -> None:
         digest = self.loop.current_model()
-        if not self.loop.config.previews or digest is None or self._busy() or self.loop.jobs.active("preview"):
+        if not self.loop.config.previews or digest is None:
+            return
+        if self._busy() or self.loop.jobs.active("preview"):
             return
         if digest != self._previewing:
             # What somebody looked at with earlier weights is nobody's wish for these.
@@ -279,12 +289,9 @@ class Conductor:
 
     # --- child processes
 
-    def _queued(self, kind: str) -> list[dict[str, Any]]:
-        return [job for job in self.loop.jobs.active(kind) if job["state"] == "queued"]
-
     def _training_begins(self) -> bool:
         """Whether a training comes next, which sees what the composite masks hold."""
-        return "train" not in self._children and bool(self._queued("train"))
+        return "train" not in self._children and bool(self.loop.jobs.queued("train"))
 
     def _start_queued(self, kind: str) -> None:
         if kind in self._children:
@@ -292,7 +299,7 @@ class Conductor:
         gives_way = kind in GIVING_WAY
         if gives_way and (self._busy() or any(other in self._children for other in GIVING_WAY)):
             return
-        if queued := self._queued(kind):
+        if queued := self.loop.jobs.queued(kind):
             child = self._processes.Process(
                 target=run_after_others if gives_way else run,
                 args=(self.workplace, queued[0]["id"]),

@@ -56,6 +56,10 @@ class Jobs:
         """Queued and running jobs of a kind, oldest first."""
         return self._list(jobs.c.kind == kind, jobs.c.state.in_(ACTIVE))
 
+    def queued(self, kind: str = "") -> list[dict[str, Any]]:
+        """Jobs that wait to be started, of a kind or all, oldest first."""
+        return self._list(jobs.c.state == "queued", *([jobs.c.kind == kind] if kind else []))
+
     def get(self, job_id: str) -> dict[str, Any]:
         """One job.
 
