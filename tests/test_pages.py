@@ -94,7 +94,7 @@ class Page:
             self.driver.find_element("css selector", "dialog input").send_keys(text, Keys.ENTER)
         else:
             self.driver.find_element("css selector", "dialog .primary").send_keys(Keys.ENTER)
-        self.wait("the dialog to close", lambda: self.run("return document.querySelector('dialog') === null"))
+        self.wait("the dialog to close", lambda: self.run("return document.querySelector('dialog[open]') === null"))
 
     def mark(self) -> None:
         """So that `unchanged` can tell whether the page was loaded anew."""
@@ -237,7 +237,7 @@ def test_a_retrain_started_from_the_page_ends_in_a_new_model_that_can_be_rolled_
     page.press("#models tbody tr:last-child button")
     page.answer()
     with filled.client() as http:
-        assert http.get("/al/models").json()["current"] == first
+        page.wait("the former weights", lambda: http.get("/al/models").json()["current"] == first)
 
 
 def test_a_page_says_that_the_server_is_gone_and_goes_on_when_it_is_back(page: Page, filled: Any) -> None:
@@ -296,6 +296,15 @@ def test_skip_and_release_by_keyboard_alone(page: Page, filled: Any) -> None:
     page.open("/worklist?state=skipped")
     page.wait("the skipped one", lambda: [card["title"] for card in page.cards()] == [title])
     assert page.cards()[0]["why"] == "Skipped: <b>too dark</b>"
+
+
+def test_pages_that_were_left_hold_no_connection(page: Page, filled: Any) -> None:
+    """A browser has six for a server; a page that is kept for the way back would keep its stream of events."""
+    for number in range(8):
+        page.open(f"/worklist?shown={number}")
+        page.wait("its cards", page.cards, seconds=20)
+    page.driver.back()
+    page.wait("a live page", lambda: page.text("live") == "Live", seconds=20)
 
 
 def test_annotate_here_takes_that_very_slice(page: Page, filled: Any) -> None:

@@ -103,9 +103,14 @@ export async function signIn(username, password) {
  */
 export async function events(happened, connected) {
   let last = null;
+  let stream = new AbortController();
+  // A page that is left may be kept for the way back, and its connection with it: a browser has six for a server.
+  addEventListener("pagehide", () => stream.abort());
   for (;;) {
+    stream = new AbortController();
     try {
-      const response = await request("/al/events", last === null ? {} : { headers: { "Last-Event-ID": last } });
+      const headers = last === null ? {} : { "Last-Event-ID": last };
+      const response = await request("/al/events", { headers, signal: stream.signal });
       connected(true);
       for await (const event of messages(response.body)) {
         if (event.id) last = event.id;
