@@ -82,11 +82,26 @@ class Warm:
         # Its standard input ends when we do, however that is.
         self._process = subprocess.Popen([sys.executable, "-m", "bench.warm", self._address], stdin=subprocess.PIPE)
 
-    def start(self, command: Sequence[str], log: Path, folder: Path, environment: Mapping[str, str]) -> WarmProcess:
-        """Run [sys.executable, "-m", module, ...] in a session of its own; its output goes to the end of `log`."""
+    def start(
+        self,
+        command: Sequence[str],
+        log: Path,
+        folder: Path,
+        environment: Mapping[str, str],
+        errors: Path | None = None,
+    ) -> WarmProcess:
+        """Run [sys.executable, "-m", module, ...] in a session of its own.
+
+        Args:
+            log: what it prints goes to the end of it; of errors too, unless `errors` is given.
+            folder: it works there.
+        """
         if list(command[:2]) != [sys.executable, "-m"]:
             raise ValueError(f"Only `python -m` of this interpreter can be warm, got {command[:2]}.")
-        wish = {"args": command[2:], "log": str(log), "folder": str(folder), "environment": dict(environment)}
+        wish = {
+            "args": command[2:], "log": str(log), "errors": str(errors or log), "folder": str(folder),
+            "environment": dict(environment),
+        }  # fmt: skip
         told = self._connected()
         told.sendall(json.dumps(wish).encode())
         told.shutdown(socket.SHUT_WR)
@@ -156,15 +171,15 @@ def _tell(told: socket.socket, status: int) -> None:
             return  # nobody waits for it
 
 
-def _become(args: Sequence[str], log: str, folder: str, environment: dict[str, str]) -> NoReturn:
+def _become(args: Sequence[str], log: str, errors: str, folder: str, environment: dict[str, str]) -> NoReturn:
     """Be `python -m args...` from here on."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
-    with open(log, "ab") as out, open(os.devnull, "rb") as nothing:
+    with open(log, "ab") as out, open(errors, "ab") as wrong, open(os.devnull, "rb") as nothing:
         os.dup2(nothing.fileno(), 0)
         os.dup2(out.fileno(), 1)
-        os.dup2(out.fileno(), 2)
+        os.dup2(wrong.fileno(), 2)
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)

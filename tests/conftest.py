@@ -168,6 +168,26 @@ def serve() -> Iterator[Callable[..., LiveServer]]:
         server.stop()
 
 
+@pytest.fixture
+def nextslice(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The command: nextslice(*arguments, cwd=folder)."""
+
+    def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        folder = tmp_path_factory.mktemp("printed")
+        command = [sys.executable, "-m", "cli", *arguments]
+        running = warm().start(command, folder / "out", cwd, os.environ, folder / "errors")
+        told = running.wait(600)
+        return subprocess.CompletedProcess(command, told, (folder / "out").read_text(), (folder / "errors").read_text())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def warm_process() -> Warm:
+    """Starts processes with the libraries imported already."""
+    return warm()
+
+
 @pytest.fixture(scope="session")
 def postgresql(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a throw-away PostgreSQL on a socket in a temporary folder."""

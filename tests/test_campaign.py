@@ -4,11 +4,11 @@ import csv
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +22,7 @@ from datastore.volume_io import read_volume
 from loop.config import AppConfig
 from loop.errors import BadInput
 
+ROOT = Path(__file__).parent.parent
 FAST = ["epochs=1", "steps_per_epoch=4", "batch_size=2"]
 TABLES = ("scores.csv", "picks.csv", "rounds.csv")
 
@@ -98,12 +99,12 @@ def test_what_was_picked_is_counted(campaign: Path, phantoms: Path) -> None:
     assert [int(row[key]) for key in row if key.startswith("voxels_")] == there.tolist()
 
 
-def test_a_campaign_that_is_killed_goes_on_to_the_same_tables(campaign: Path, phantoms: Path, tmp_path: Path) -> None:
+def test_a_campaign_that_is_killed_goes_on_to_the_same_tables(
+    campaign: Path, phantoms: Path, tmp_path: Path, warm_process: Any
+) -> None:
     command = [sys.executable, "-m", "cli", *arguments(phantoms, tmp_path / "out", "max_entropy,core_set,all")]
     for wanted in (1, 4):  # killed twice: in the first run, and in another
-        started = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
+        started = warm_process.start(command, tmp_path / "log", ROOT, os.environ)
         until = time.monotonic() + 120
         while len(list(tmp_path.glob("out/runs/*/seed0/round*.json"))) < wanted and started.poll() is None:
             assert time.monotonic() < until

@@ -1,7 +1,6 @@
 """The command line, and the whole job done by its robot."""
 
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +13,7 @@ from bench.phantom import write_phantoms
 from cli import _paired
 
 ROOT = Path(__file__).parent.parent
-
-
-def nextslice(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "cli", *arguments], capture_output=True, text=True, cwd=cwd, check=False
-    )
+Run = Callable[..., Any]
 
 
 def test_conf_takes_monai_labels_two_words_and_an_equals_sign() -> None:
@@ -48,28 +42,28 @@ def test_conf_takes_monai_labels_two_words_and_an_equals_sign() -> None:
         (["annotate", "--truth", ".", "--server", "http://127.0.0.1:9"], "did not answer"),
     ],
 )  # fmt: skip
-def test_a_wrong_call_says_what_is_wrong(arguments: list[str], told: str, tmp_path: Path) -> None:
+def test_a_wrong_call_says_what_is_wrong(arguments: list[str], told: str, tmp_path: Path, nextslice: Run) -> None:
     ended = nextslice(*arguments, cwd=tmp_path)
     assert ended.returncode == 2
     assert told in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
-def test_strategies_lists_every_strategy(tmp_path: Path) -> None:
+def test_strategies_lists_every_strategy(tmp_path: Path, nextslice: Run) -> None:
     import strategies
 
     listed = nextslice("strategies", cwd=tmp_path).stdout
     assert all(re.search(rf"^\| {name} +\|", listed, re.MULTILINE) for name in strategies.names())
 
 
-def test_demo_data_refuses_to_overwrite(tmp_path: Path) -> None:
+def test_demo_data_refuses_to_overwrite(tmp_path: Path, nextslice: Run) -> None:
     assert nextslice("demo-data", "demo", "--patients", "2", cwd=tmp_path).returncode == 0
     again = nextslice("demo-data", "demo", cwd=tmp_path)
     assert again.returncode == 2
     assert "demo" in again.stderr
 
 
-def test_doctor_finds_a_broken_volume(tmp_path: Path) -> None:
+def test_doctor_finds_a_broken_volume(tmp_path: Path, nextslice: Run) -> None:
     write_phantoms(tmp_path / "demo", patients=2, seed=0)
     assert nextslice("doctor", "--studies", "demo/images", cwd=tmp_path).returncode == 0
     (tmp_path / "demo" / "images" / "broken.nii.gz").write_bytes(b"not an image")
@@ -79,7 +73,7 @@ def test_doctor_finds_a_broken_volume(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_robot_does_the_whole_job_and_dice_rises(tmp_path: Path, serve: Callable[..., Any]) -> None:
+def test_the_robot_does_the_whole_job_and_dice_rises(tmp_path: Path, serve: Callable[..., Any], nextslice: Run) -> None:
     """Three rounds with no hand on it: ask, submit, retrain, publish, sweep, new round."""
     write_phantoms(tmp_path / "demo", patients=30, seed=3)
     server = serve(tmp_path / "demo", epochs="10", steps_per_epoch="25", batch_size="8")
@@ -100,7 +94,7 @@ def test_the_robot_does_the_whole_job_and_dice_rises(tmp_path: Path, serve: Call
     assert [r["selected_by"] for r in rounds][::-1] == ["spread", "max_entropy", "max_entropy", "max_entropy"]
 
 
-def test_volumes_as_units_with_a_3d_model(demo: Path, serve: Callable[..., Any]) -> None:
+def test_volumes_as_units_with_a_3d_model(demo: Path, serve: Callable[..., Any], nextslice: Run) -> None:
     server = serve(demo, unit="volume", budget="2", strategy="margin", patch="32,32,16")
     ended = nextslice(
         "annotate", "--server", server.url, "--truth", str(server.truth), "--until", "60", "--evaluate", "1", cwd=demo
