@@ -19,7 +19,7 @@ from bench.robot import Robot
 from bench.serving import our_server
 
 _OUT = Path(__file__).parent.parent / "docs" / "images"
-_QUICK = {"epochs": "6", "steps_per_epoch": "8", "batch_size": "4", "budget": "12", "slices_per_ticket": "2"}
+_QUICK = {"epochs": "12", "steps_per_epoch": "25", "batch_size": "4", "budget": "12", "slices_per_ticket": "2"}
 _SECONDS = 600
 _COLOURS = 256
 
@@ -32,7 +32,7 @@ def main(out: Path = _OUT, patients: int = 8) -> None:
         with served(Path(folder) / "empty", {}) as server:
             gallery.take(server, "/", "dashboard-empty", "There are no images")
             gallery.take(server, "/worklist", "worklist-empty", "There is no round yet")
-            gallery.take(server, "/map", "map-empty", "no images", live=False)
+            gallery.take(server, "/map", "map-empty", "There is no model yet", live=False)
         write_phantoms(Path(folder) / "phantoms", patients=patients, seed=1)
         with (
             served(Path(folder) / "phantoms", _QUICK) as server,
@@ -47,6 +47,7 @@ def main(out: Path = _OUT, patients: int = 8) -> None:
             with httpx.Client(base_url=server.url, timeout=600) as http:
                 finish(http, Path(folder) / "few" / "labels")
             gallery.take(server, "/", "dashboard-finished", "Finished")
+            name(server, driver, "Dr. Adler")
             gallery.take(server, "/annotate/next", "annotate-finished", "Nothing left", live=False)
             gallery.open(server, "/", "Finished")
         gallery.lost("dashboard-lost", "does not answer")
@@ -101,7 +102,7 @@ class Gallery:
         file = self.out / f"{name}.png"
         browser.screenshot(self.driver, file, whole=whole)
         with Image.open(file) as picture:
-            picture.convert("RGB").quantize(_COLOURS, Image.Quantize.MAXCOVERAGE).save(file, optimize=True)
+            picture.convert("RGB").quantize(_COLOURS, Image.Quantize.MEDIANCUT).save(file, optimize=True)
         typer.echo(f"{file} ({file.stat().st_size / 1024:.0f} KiB)")
 
 
@@ -162,8 +163,8 @@ def maps(server: Server, gallery: Gallery) -> None:
 def draw(server: Server, gallery: Gallery) -> None:
     """The annotate page: a ticket with nothing drawn, the uncertainty over it, the prediction as a beginning; an old address."""
     driver = gallery.driver
+    name(server, driver, "Dr. Bär")
     gallery.take(server, "/annotate/no-such-ticket", "annotate-error", "Nothing to annotate", whole=False, live=False)
-    driver.execute_script("localStorage.setItem('nextslice.annotator', 'Dr. Bär')")
     gallery.open(server, "/annotate/next", "Asked: paint here", live=False)
     gallery.look("annotate")
     press(driver, "heat")
@@ -176,6 +177,12 @@ def draw(server: Server, gallery: Gallery) -> None:
     gallery.look("annotate-tablet")
     gallery.theme("dark")
     browser.resize(driver, 1280, 900)
+
+
+def name(server: Server, driver: Any, annotator: str) -> None:
+    """Who works in this browser, said before a page asks."""
+    driver.get(server.url + "/style.css")  # any part of the same origin
+    driver.execute_script("localStorage.setItem('nextslice.annotator', arguments[0])", annotator)
 
 
 def state(driver: Any) -> str:

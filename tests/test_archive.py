@@ -24,6 +24,8 @@ from loop.rounds import Loop
 from loop.store import Store
 
 LABELS = "organ,vessel,wall,lesion"
+MORE = 40
+"""Series that come later: so many that fetching them takes a while."""
 AFFINE = np.diag([-1.0, -1.0, 3.0, 1.0])
 
 
@@ -363,7 +365,37 @@ def test_the_loop_runs_on_an_archive_that_is_killed_in_between(
         assert answer.status_code == 200
         counts = http.get("/al/progress").json()["counts"]
         assert (counts["images"], counts["patients"], counts["unreadable_images"]) == (4, 4, 0)
-    assert len({path.name for path in (state / "archive").glob("*/*.nii.gz")}) == 4
+    assert len(fetched(state)) == 4
+
+    # New series, and the archive gone while a sweep fetches them: the sweep waits, and chooses among all when it is back.
+    for number in range(MORE):
+        fill(own_archive, tmp_path / "more", f"patient1{number:02d}")
+    server.wait_for("the new series", lambda p: p["counts"]["images"] == 4 + MORE, 60)
+    with server.client() as http:
+        assert http.post("/scoring/max_entropy").status_code == 200
+        wait_until(lambda: len(fetched(state)) > 4, "the sweep to fetch")
+        own_archive.stop()
+        assert len(fetched(state)) < 4 + MORE, "it was too late to be in the middle"
+        assert http.get("/scoring/").json()["status"] == "RUNNING"
+        own_archive.start()
+        wait_until(lambda: http.get("/scoring/").json()["status"] == "DONE", "the sweep to end")
+        newest = max(http.get("/al/rounds").json(), key=lambda row: row["id"])
+        assert (newest["selected_by"], newest["state"]) == ("max_entropy", "open")
+        counts = http.get("/al/progress").json()["counts"]
+        assert (counts["images"], counts["unreadable_images"]) == (4 + MORE, 0)
+    assert len(fetched(state)) == 4 + MORE
+
+
+def fetched(state: Path) -> set[str]:
+    """Ids of the series whose volumes are here."""
+    return {path.name.removesuffix(".nii.gz") for path in (state / "archive").glob("*/*.nii.gz")}
+
+
+def wait_until(ready: Callable[[], bool], what: str) -> None:
+    until = time.monotonic() + 120
+    while not ready():
+        assert time.monotonic() < until, f"waited in vain for {what}"
+        time.sleep(0.02)
 
 
 def test_a_server_starts_while_the_archive_is_down(own_archive: Any, tmp_path: Path, serve: Callable[..., Any]) -> None:
