@@ -44,7 +44,7 @@ function card(kind, stop) {
 }
 
 function update(element, kind, job) {
-  const { fraction, eta, epoch, epochs, items, of, loss, dice, member, members } = job.progress;
+  const { fraction, eta, epoch, epochs, items, images, of, loss, dice, member, members } = job.progress;
   const bar = element.querySelector("progress");
   if (job.status === "SUBMITTED" || fraction === undefined) bar.removeAttribute("value");
   else bar.value = fraction;
@@ -52,7 +52,7 @@ function update(element, kind, job) {
     job.status === "SUBMITTED" ? "queued" : fraction === undefined ? "starting" : `${Math.round(100 * fraction)} %`,
     members ? `network ${member} of ${members}` : null,
     epoch ? `epoch ${epoch} of ${epochs}` : null,
-    of ? `${items} of ${of} items` : null,
+    of ? `${images ?? items} of ${of} ${images === undefined ? "items" : "images"}` : null,
     typeof loss === "number" ? `loss ${loss.toFixed(3)}` : null,
     typeof dice === "number" ? `Dice ${dice.toFixed(3)}` : null,
     typeof eta === "number" && eta > 0.5 ? `about ${duration(eta)} left` : null,
