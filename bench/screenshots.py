@@ -21,7 +21,7 @@ from bench.serving import our_server
 _OUT = Path(__file__).parent.parent / "docs" / "images"
 _QUICK = {"epochs": "12", "steps_per_epoch": "25", "batch_size": "4", "budget": "12", "slices_per_ticket": "2"}
 _SECONDS = 600
-_COLOURS = 256
+_QUALITY = 88
 
 
 def main(out: Path = _OUT, patients: int = 8) -> None:
@@ -99,10 +99,11 @@ class Gallery:
         )
 
     def _keep(self, name: str, whole: bool) -> None:
-        file = self.out / f"{name}.png"
-        browser.screenshot(self.driver, file, whole=whole)
-        with Image.open(file) as picture:
-            picture.convert("RGB").quantize(_COLOURS, Image.Quantize.MEDIANCUT).save(file, optimize=True)
+        file, taken = self.out / f"{name}.webp", self.out / f"{name}.png"
+        browser.screenshot(self.driver, taken, whole=whole)
+        with Image.open(taken) as picture:
+            picture.convert("RGB").save(file, quality=_QUALITY, method=6)
+        taken.unlink()
         typer.echo(f"{file} ({file.stat().st_size / 1024:.0f} KiB)")
 
 
@@ -172,11 +173,11 @@ def draw(server: Server, gallery: Gallery) -> None:
     press(driver, "heat")
     press(driver, "predict")
     gallery.look("annotate-prediction")
-    gallery.theme("light")
     browser.resize(driver, 820, 900)
     gallery.look("annotate-tablet")
-    gallery.theme("dark")
     browser.resize(driver, 1280, 900)
+    press(driver, "next")
+    press(driver, "predict")
 
 
 def name(server: Server, driver: Any, annotator: str) -> None:
