@@ -231,12 +231,25 @@ def test_every_string_is_escaped(campaign: Path) -> None:
     change(campaign, title=bad, command=bad, scale=bad, settings={bad: bad})
     for name in ("scores", "picks", "timings"):
         file = campaign / f"{name}.csv"
-        file.write_text(file.read_text().replace("max_entropy", "<img src=y>$_$").replace("patient001", "../<b>"))
+        file.write_text(file.read_text().replace("max_entropy", "<img src=y>$_$|").replace("patient001", "../<b>"))
     written = write_report(campaign).read_text()
     assert "<script" not in written
     assert "<img src=y" not in written
     assert "<b>" not in written
     assert "&lt;script&gt;" in written
+    told = re.sub(r"```sh\n.*?\n```", "", (campaign / "report.md").read_text(), flags=re.DOTALL)
+    assert "<" not in told
+    for table in re.findall(r"(?:^\|.*\n)+", told, flags=re.MULTILINE):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
+
+
+def test_the_main_of_it_is_markdown(campaign: Path) -> None:
+    write_report(campaign)
+    told = (campaign / "report.md").read_text()
+    shown = re.findall(r"\]\((figures/.+?)\)", told)
+    assert shown
+    assert all((campaign / name).is_file() for name in shown)
+    assert "| random |" in told
 
 
 def test_a_wide_campaign_of_many_strategies_and_classes(campaign: Path) -> None:

@@ -1,4 +1,4 @@
-"""A campaign's report: one HTML page that needs nothing else, and its figures as PNG."""
+"""A campaign's report: one HTML page that needs nothing else, its figures as PNG, and the main of it as Markdown."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from loop.errors import NextSliceError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_TEMPLATE = "report.html.j2"
+_PAGE, _MARKDOWN = "report.html.j2", "report.md.j2"
 _WHY_NOT = {
     "differences": "there is only one strategy.",
     "penalties": "there is only one strategy.",
@@ -50,7 +50,7 @@ class Picture:
 
 
 def write_report(folder: Path, out: Path | None = None, *, reference: str = "", seed: int = 0) -> Path:
-    """Write the report of a campaign folder, and its figures to figures/ beside the tables.
+    """Write the report of a campaign folder; figures/ and report.md, which shows some of them, beside the tables.
 
     Args:
         out: the page; report.html in the folder if None.
@@ -73,18 +73,20 @@ def write_report(folder: Path, out: Path | None = None, *, reference: str = "", 
     page = out or folder / "report.html"
     with atomic(page) as temporary:
         temporary.write_text(render(summary, pictures, skipped), encoding="utf-8")
+    with atomic(folder / "report.md") as temporary:
+        temporary.write_text(render(summary, pictures, skipped, _MARKDOWN), encoding="utf-8")
     return page
 
 
-def render(summary: Summary, pictures: dict[str, Picture], skipped: dict[str, str]) -> str:
+def render(summary: Summary, pictures: dict[str, Picture], skipped: dict[str, str], template: str = _PAGE) -> str:
     """The page; every string that comes from the campaign is escaped."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=template == _PAGE, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     tables = summary.tables
     names = ("evidence", "curves", "by_round", "by_class", "needed", "penalties", "compositions", "costs", "claims")
-    return environment.get_template(_TEMPLATE).render(
+    return environment.get_template(template).render(
         title=str(tables.facts.get("title") or "Annotation campaign"), facts=_facts(tables), missing=tables.missing(),
         command=str(tables.facts.get("command", "")), scale=str(tables.facts.get("scale", "")).rstrip(". "), summary=summary,
         sentences=sentences(summary), tables={name: getattr(text, name)(summary) for name in names}, pictures=pictures,
