@@ -15,7 +15,6 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from monailabel.config import settings
-from monailabel.endpoints import login
 from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.utils.app import app_instance, clear_cache
 from starlette.middleware import Middleware
@@ -23,6 +22,7 @@ from starlette.middleware import Middleware
 from loop.assembly import Assembly
 from loop.errors import Forbidden, NextSliceError, NotFound
 from server import (
+    accounts,
     activelearning,
     al,
     datastore,
@@ -116,7 +116,7 @@ def create_app() -> FastAPI:
     )
     app.mount("/static", StaticFiles(directory=_STATIC), name="static")
     if settings.MONAI_LABEL_AUTH_ENABLE:
-        app.include_router(login.router)
+        app.include_router(accounts.router)
     # previews and seg before al, which has the beginnings of their paths.
     for module in (
         activelearning,

@@ -14,7 +14,7 @@ from fastapi import Body, HTTPException, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from monailabel.config import settings
-from monailabel.endpoints.user.auth import RBAC, User
+from monailabel.endpoints.user.auth import User
 from monailabel.interfaces.utils.app import app_instance
 from pydantic import AfterValidator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from loop.assembly import Assembly
 from loop.errors import BadInput, NextSliceError
 from loop.shell import check_annotator
+from server.accounts import Role
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +36,9 @@ _UPLOADS = {
 """Where files are uploaded, by how they are wrapped."""
 _JSON_LEVELS = 32
 
-AnyUser = RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER)
-Annotator = RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR)
-Admin = RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN)
+AnyUser = Role(settings.MONAI_LABEL_AUTH_ROLE_USER)
+Annotator = Role(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR)
+Admin = Role(settings.MONAI_LABEL_AUTH_ROLE_ADMIN)
 
 
 def parts() -> Assembly:

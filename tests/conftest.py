@@ -1,5 +1,6 @@
 """Fixtures: phantom studies, and real servers in real processes on 127.0.0.1."""
 
+import itertools
 import os
 import shutil
 import signal
@@ -45,11 +46,20 @@ def pytest_unconfigure() -> None:
         process.close()
 
 
+# Below those that the system gives to connections, which may take a free one before a server does.
+_ports = itertools.cycle(range(20_000 + os.getpid() % 100 * 100, 20_100 + os.getpid() % 100 * 100))
+
+
 def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on now, and that no other process of tests is likely to try."""
+    for port in _ports:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("a cycle does not end")
 
 
 @dataclass
@@ -59,6 +69,7 @@ class LiveServer:
     Attributes:
         root: the demo folder: images/ is served, labels/ is the ground truth.
         studies: what is served in the images' place, such as an archive's address.
+        ready: what is asked until it is answered.
     """
 
     root: Path
@@ -66,6 +77,7 @@ class LiveServer:
     studies: str = ""
     command: Callable[["LiveServer"], list[str]] | None = None
     env: dict[str, str] = field(default_factory=dict)
+    ready: str = "/info/"
     port: int = field(default_factory=free_port)
     process: WarmProcess | None = None
 
@@ -95,7 +107,7 @@ class LiveServer:
             if self.process.poll() is not None:
                 raise RuntimeError(f"The server ended with {self.process.returncode}: {self.log.read_text()[-3000:]}")
             try:
-                if httpx.get(f"{self.url}/info/", timeout=5).status_code == 200:
+                if httpx.get(f"{self.url}{self.ready}", timeout=5).status_code == 200:
                     return self
             except httpx.TransportError:
                 time.sleep(0.1)

@@ -91,7 +91,8 @@ class Desk {
   failed(error) {
     this.close();
     element("image").textContent = "Nothing to annotate";
-    say(error.message, "error", [["Next ticket", () => this.next()]]);
+    const way = error.status === 401 ? SIGN_IN : ["Next ticket", () => this.next()];
+    say(error.message, "error", [way]);
     if (!(error instanceof api.Refused)) console.error(error);
   }
 
@@ -316,8 +317,10 @@ class Desk {
   }
 }
 
+const SIGN_IN = ["Sign in", () => location.assign("/worklist")];
+
 const desk = new Desk();
 desk.begin().catch((error) => {
-  say(error.message, "error");
+  say(error.message, "error", error.status === 401 ? [SIGN_IN] : []);
   console.error(error);
 });
