@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -126,6 +127,18 @@ def test_other_settings_need_another_folder(campaign: Path, phantoms: Path) -> N
     assert ended.exit_code == 2
     assert "another campaign" in ended.output
     assert "Choose another --out" in " ".join(ended.output.split())
+
+
+def test_the_data_may_have_moved(campaign: Path, phantoms: Path, tmp_path: Path) -> None:
+    shutil.copytree(phantoms, tmp_path / "moved")
+    before = (campaign / "scores.csv").read_text()
+    ended = CliRunner().invoke(app, arguments(tmp_path / "moved", campaign, "max_entropy"))
+    assert ended.exit_code == 0, ended.output
+    assert (campaign / "scores.csv").read_text() == before
+    fewer = tmp_path / "fewer"
+    shutil.copytree(phantoms, fewer)
+    next((fewer / "images").glob("*.nii.gz")).unlink()
+    assert CliRunner().invoke(app, arguments(fewer, campaign, "max_entropy")).exit_code == 2
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,8 @@ _LOCK_SECONDS = 5.0
 """As long as the processes of a command that was killed may need to end."""
 
 _PACKAGES = ("torch", "monai", "numpy", "scikit-learn")
-_MAY_GROW = ("strategies", "seeds", "command", "versions")
-"""What a later command in the same folder may add to, or has anew."""
+_MAY_CHANGE = ("strategies", "seeds", "command", "versions", "images", "masks", "scribbles")
+"""What a later command in the same folder may add to, have anew, or find elsewhere: the digest says whether data are the same."""
 
 _TABLES = {
     "scores": "scores.csv",
@@ -118,7 +118,7 @@ def describe(campaign: Campaign, names: Sequence[str], seeds: Sequence[int], com
         before = json.loads(file.read_text())
         now = json.loads(json.dumps(facts))
         other = sorted(
-            key for key in now.keys() | before.keys() if key not in _MAY_GROW and now.get(key) != before.get(key)
+            key for key in now.keys() | before.keys() if key not in _MAY_CHANGE and now.get(key) != before.get(key)
         )
         if other:
             told = "; ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in other)
