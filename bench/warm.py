@@ -77,8 +77,9 @@ class WarmProcess:
 class Warm:
     """Starts `python -m MODULE ...` as `WarmProcess`es; ends with them when closed."""
 
-    def __init__(self, folder: Path) -> None:
-        self._address = str(folder / "warm")
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="warm-")
+        self._address = str(Path(self._folder.name) / "warm")
         # Its standard input ends when we do, however that is.
         self._process = subprocess.Popen([sys.executable, "-m", "bench.warm", self._address], stdin=subprocess.PIPE)
 
@@ -125,6 +126,7 @@ class Warm:
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
+        self._folder.cleanup()
 
 
 def _listen(address: str) -> None:

@@ -4,7 +4,6 @@ It acts on the store's state, never on remembered events, so that a server that 
 """
 
 import logging
-import multiprocessing
 import threading
 import time
 from collections import deque
@@ -16,7 +15,7 @@ from sqlalchemy.engine import RowMapping
 
 from loop import previewing
 from loop.errors import Conflict, NextSliceError
-from loop.forking import PRELOADED
+from loop.forking import fork_context
 from loop.jobs import GIVING_WAY, KINDS, Jobs
 from loop.previews import Previews
 from loop.retrain import Counts, RetrainPolicy
@@ -82,8 +81,7 @@ class Conductor:
         self._previews = Previews(workplace.state / "previews")
         self._thread = threading.Thread(target=self._run, daemon=True, name="conductor")
         # A fork server has torch imported, in a process without threads; forking the server now would not be safe.
-        self._processes = multiprocessing.get_context("forkserver")
-        self._processes.set_forkserver_preload(PRELOADED)
+        self._processes = fork_context()
 
     def start(self) -> None:
         """Begin; jobs that a former server left running are lost, because their processes ended with it."""
@@ -145,8 +143,10 @@ class Conductor:
         with self._guard:
             self._give_way()
             self._preview_if_due()
-            for kind in {job["kind"]: None for job in self.loop.jobs.queued()}:
-                self._start_queued(kind)
+            queued = {job["kind"] for job in self.loop.jobs.queued()}
+            for kind in KINDS:
+                if kind in queued:
+                    self._start_queued(kind)
         self._looking = time.monotonic() - began
 
     # --- what is due

@@ -1,15 +1,24 @@
 """The process that job processes are forked from, itself forked from one that has done the imports already."""
 
 import logging
+import multiprocessing
 import os
 import socket
 import sys
 from multiprocessing import connection, forkserver, resource_tracker, util
+from multiprocessing.context import ForkServerContext
 from typing import Any
 
 logger = logging.getLogger(__name__)
 
-PRELOADED = ["loop.preload"]
+_PRELOADED = ["loop.preload"]
+
+
+def fork_context() -> ForkServerContext:
+    """How processes for jobs are started: forked from a server that has their imports done."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return context
 
 
 def fork_server_from_here() -> None:
@@ -24,7 +33,6 @@ def fork_server_from_here() -> None:
         if server._forkserver_pid is not None:
             return
         resource_tracker.ensure_running()
-        server.set_forkserver_preload(PRELOADED)
         with socket.socket(socket.AF_UNIX) as listener:
             address = connection.arbitrary_address("AF_UNIX")  # type: ignore[attr-defined]
             listener.bind(address)
@@ -46,7 +54,7 @@ def _serve(listener: int, alive_r: int, alive_w: int) -> None:
     """The forked process's life; it never returns."""
     try:
         os.close(alive_w)
-        forkserver.main(listener, alive_r, PRELOADED)
+        forkserver.main(listener, alive_r, _PRELOADED)
     except Exception:
         logger.exception("The fork server ended")
     finally:

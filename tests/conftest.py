@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -37,7 +36,7 @@ _warm: list[Warm] = []
 def warm() -> Warm:
     """The process that servers are forked from; one for all tests, started when the first server is."""
     if not _warm:
-        _warm.append(Warm(Path(tempfile.mkdtemp(prefix="warm-"))))
+        _warm.append(Warm())
     return _warm[0]
 
 

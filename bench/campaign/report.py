@@ -71,28 +71,39 @@ def write_report(folder: Path, out: Path | None = None, *, reference: str = "", 
         with atomic(folder / "figures" / f"{picture.name}.png") as temporary:
             temporary.write_bytes(picture.png)
     page = out or folder / "report.html"
-    with atomic(page) as temporary:
-        temporary.write_text(render(summary, pictures, skipped), encoding="utf-8")
-    with atomic(folder / "report.md") as temporary:
-        temporary.write_text(render(summary, pictures, skipped, _MARKDOWN), encoding="utf-8")
+    told = _told(summary, pictures, skipped)
+    for file, template in ((page, _PAGE), (folder / "report.md", _MARKDOWN)):
+        with atomic(file) as temporary:
+            temporary.write_text(_templates.get_template(template).render(told), encoding="utf-8")
     return page
 
 
-def render(summary: Summary, pictures: dict[str, Picture], skipped: dict[str, str], template: str = _PAGE) -> str:
-    """The page; every string that comes from the campaign is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=template == _PAGE, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
+# Every string that comes from the campaign is escaped: in the page by Jinja, in Markdown by the template.
+_templates = Environment(
+    loader=FileSystemLoader(Path(__file__).parent), autoescape=lambda name: name == _PAGE, undefined=StrictUndefined,
+    trim_blocks=True, lstrip_blocks=True,
+)  # fmt: skip
+
+
+def _told(summary: Summary, pictures: dict[str, Picture], skipped: dict[str, str]) -> dict[str, Any]:
+    """What the templates show."""
     tables = summary.tables
     names = ("evidence", "curves", "by_round", "by_class", "needed", "penalties", "compositions", "costs", "claims")
-    return environment.get_template(template).render(
-        title=str(tables.facts.get("title") or "Annotation campaign"), facts=_facts(tables), missing=tables.missing(),
-        command=str(tables.facts.get("command", "")), scale=str(tables.facts.get("scale", "")).rstrip(". "), summary=summary,
-        sentences=sentences(summary), tables={name: getattr(text, name)(summary) for name in names}, pictures=pictures,
-        skipped=skipped, penalty_note=text.penalty_note(summary), least_seeds=_least_seeds(summary),
-        baselines=BASELINES,
-    )  # fmt: skip
+    return {
+        "title": str(tables.facts.get("title") or "Annotation campaign"),
+        "facts": _facts(tables),
+        "missing": tables.missing(),
+        "command": str(tables.facts.get("command", "")),
+        "scale": str(tables.facts.get("scale", "")).rstrip(". "),
+        "summary": summary,
+        "sentences": sentences(summary),
+        "tables": {name: getattr(text, name)(summary) for name in names},
+        "pictures": pictures,
+        "skipped": skipped,
+        "penalty_note": text.penalty_note(summary),
+        "least_seeds": _least_seeds(summary),
+        "baselines": BASELINES,
+    }
 
 
 def sentences(summary: Summary) -> list[str]:

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import multiprocessing
 import os
 import platform
 import time
@@ -24,7 +23,7 @@ from bench.campaign.progress import Progress
 from bench.campaign.run import Campaign, Run
 from loop.durable import atomic
 from loop.errors import BadInput, unknown
-from loop.forking import PRELOADED
+from loop.forking import fork_context
 
 _POLL_SECONDS = 1.0
 _LOCK_SECONDS = 5.0
@@ -140,11 +139,11 @@ def _run_all(
     done = sum(campaign.done(name, seed) for name, seed in tasks)
     progress = Progress(total, done, say)
     threads = max(1, (os.cpu_count() or 1) // workers)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
     with (
         tqdm(total=total, initial=done, desc="campaign", unit="round", disable=None) as bar,
-        ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_process, initargs=(threads,)) as pool,
+        ProcessPoolExecutor(
+            workers, mp_context=fork_context(), initializer=_prepare_process, initargs=(threads,)
+        ) as pool,
     ):
         waiting: dict[Future[str], tuple[str, int]] = {
             pool.submit(_run_one, campaign, name, seed, devices[index % len(devices)]): (name, seed)

@@ -1,5 +1,7 @@
 // The annotate page: opens a ticket, lets its slices be drawn, hands the drawing in, and goes on to the next.
 
+import { annotator, setAnnotator } from "/web/api.js";
+
 import * as api from "./api.js";
 import { Ahead, load } from "./cases.js";
 import * as drafts from "./drafts.js";
@@ -12,7 +14,6 @@ import { Stage } from "./stage.js";
 import { Viewer } from "./viewer.js";
 import { Windowing } from "./windowing.js";
 
-const NAME = "nextslice.annotator";
 const LOOK_AGAIN = 5000;
 const PATH = "/annotate/";
 
@@ -51,9 +52,9 @@ class Desk {
 
   /** The annotator's name: asked for once. */
   async signIn(again = false) {
-    let name = localStorage.getItem(NAME) ?? "";
+    let name = annotator();
     if (!name || again) name = (await askFor(element("name-dialog"), element("name"), name)) || name || "annotator";
-    localStorage.setItem(NAME, name);
+    setAnnotator(name);
     element("who").textContent = name;
     this.annotator = name;
     this.ahead?.giveBack();
