@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -101,6 +101,16 @@ class Server:
                 time.sleep(0.2)
         raise RuntimeError(f"{' '.join(self.command)} did not start: {self._log.read_text()[-3000:]}")
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """It and what it started stand still while the block runs: what they do of themselves is in nobody's times."""
+        assert self._process is not None
+        os.killpg(self._process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(self._process.pid, signal.SIGCONT)
+
     @property
     def url(self) -> str:
         """Its address."""
@@ -165,10 +175,12 @@ class Lane:
     """One kind of request to one server.
 
     Attributes:
+        server: who answers them.
         requests: as many as are measured, each a different one where that matters.
         check: raises RuntimeError if an answer is not the one that is to be measured.
     """
 
+    server: Server
     requests: Iterator[httpx.Request]
     check: Callable[[Any], None]
 
@@ -216,6 +228,7 @@ class Times:
 def race(lanes: Mapping[Key, Lane], effort: Effort, title: str) -> dict[Key, Times]:
     """The times of each lane, a block of each in turns, so that whatever slows the machine slows all of them.
 
+    The servers of the other lanes stand still meanwhile: nobody runs several of them on one core.
     Before a block the disk is brought up to date: a sync writes what other processes left in the file system's journal
     too, and who syncs its own files must not pay for those that others do not sync.
     A block begins with a pause and a request that does not count. What a server still does after it has answered is
@@ -228,12 +241,16 @@ def race(lanes: Mapping[Key, Lane], effort: Effort, title: str) -> dict[Key, Tim
     ):
         for turn in range(effort.blocks + effort.rounds):
             for name, lane in lanes.items():
-                os.sync()
-                time.sleep(_PAUSE_SECONDS)
-                lane.alone()
-                if turn < effort.blocks:
-                    found[name].ms += [lane.alone() for _ in range(effort.calls)]
-                else:
-                    found[name].per_second.append(lane.together(clients))
+                with ExitStack() as alone:
+                    for other in lanes.values():
+                        if other.server is not lane.server:
+                            alone.enter_context(other.server.paused())
+                    os.sync()
+                    time.sleep(_PAUSE_SECONDS)
+                    lane.alone()
+                    if turn < effort.blocks:
+                        found[name].ms += [lane.alone() for _ in range(effort.calls)]
+                    else:
+                        found[name].per_second.append(lane.together(clients))
             bar.update()
     return found

@@ -124,7 +124,7 @@ def asking(server: Server, strategy: str) -> Lane:
             raise RuntimeError(f"{strategy} gave no fresh ticket: {answer}")
         seen.add(ask["ticket"])
 
-    return Lane(itertools.repeat(server.request("POST", f"/activelearning/{strategy}", json={})), check)
+    return Lane(server, itertools.repeat(server.request("POST", f"/activelearning/{strategy}", json={})), check)
 
 
 def _asking_stock(server: Server) -> Lane:
@@ -132,7 +132,7 @@ def _asking_stock(server: Server) -> Lane:
         if "id" not in answer:
             raise RuntimeError(f"stock gave no sample: {answer}")
 
-    return Lane(itertools.repeat(server.request("POST", "/activelearning/random", json={})), check)
+    return Lane(server, itertools.repeat(server.request("POST", "/activelearning/random", json={})), check)
 
 
 def _saving(server: Server, ids: Sequence[str], label: Path) -> Lane:
@@ -153,7 +153,7 @@ def _saving(server: Server, ids: Sequence[str], label: Path) -> Lane:
                 files={"label": ("label.nii.gz", label.read_bytes())},
             )
 
-    return Lane(requests(), check)
+    return Lane(server, requests(), check)
 
 
 STOCK, OURS, OUR_DEFAULT = "stock", "ours", "ours, default strategy"
@@ -176,7 +176,7 @@ class Served:
 
 
 def serve(case: Case, sizes: Sequence[int], effort: Effort, folder: Path) -> Served:
-    """Stock and our server at every size, all running side by side on their own links of the same volume."""
+    """Stock and our server at every size, each with its own links of the same volume."""
     ask: dict[tuple[str, int], Lane] = {}
     save: dict[tuple[str, int], Lane] = {}
     with ExitStack() as running:

@@ -78,7 +78,19 @@ def _present(voxels: npt.NDArray[Any]) -> list[int]:
     largest = int(voxels.max())
     if largest > _MOST_COUNTED:
         return [largest]  # no label has such a class: one is enough to refuse it
-    found: list[int] = np.flatnonzero(np.bincount(voxels.astype(np.intp).ravel())).tolist()
+    # In the order of memory: files lie in Fortran's, and any other order copies them voxel by voxel.
+    found: list[int] = np.flatnonzero(np.bincount(voxels.ravel(order="K").astype(np.intp, copy=False))).tolist()
+    return found
+
+
+def _mapped(voxels: npt.NDArray[Any], ours: Mapping[int, int], background: int) -> npt.NDArray[np.uint8]:
+    """Each voxel's value replaced by ours; 0 by `background`."""
+    if background == 0 and all(value == number for value, number in ours.items()):
+        return voxels.astype(np.uint8)
+    table = np.full(max(ours, default=0) + 1, background, np.uint8)
+    for value, number in ours.items():
+        table[value] = number
+    found: npt.NDArray[np.uint8] = table.take(voxels if voxels.dtype.kind in "iu" else voxels.astype(np.intp))
     return found
 
 
@@ -88,7 +100,7 @@ def _named(
     """Voxels in our values: by the viewer's names where it gives them, as they are otherwise."""
     present = [value for value in _present(voxels) if value]
     theirs = _numbering(info, present) or {value: name for name, value in values.items()}
-    mask = np.zeros(voxels.shape, np.uint8)
+    ours: dict[int, int] = {}
     for value in present:
         name = theirs.get(value)
         if name is None or name not in values:
@@ -98,8 +110,8 @@ def _named(
                 else ""
             )
             raise _wrong(value, name, f"0 (background) and {_listed(values)}", hint)
-        mask[voxels == value] = values[name]
-    return mask
+        ours[value] = values[name]
+    return _mapped(voxels, ours, 0)
 
 
 def _strokes(
@@ -112,17 +124,17 @@ def _strokes(
     numbered = {entry.get("idx") for entry in info if isinstance(entry, Mapping)}
     theirs = _numbering(info, [value for value in present if drawn or value != unlabeled or value in numbered])
     theirs = theirs or {value: name for name, value in values.items()}
-    ours = {**values, **dict.fromkeys(_BACKGROUND, 0), **dict.fromkeys(_UNLABELED, unlabeled)}
+    numbers = {**values, **dict.fromkeys(_BACKGROUND, 0), **dict.fromkeys(_UNLABELED, unlabeled)}
     if len(values) == 1:
-        ours[_FOREGROUND] = 1
-    mask = np.full(voxels.shape, unlabeled if drawn else 0, np.uint8)
+        numbers[_FOREGROUND] = 1
+    ours: dict[int, int] = {}
     for value in present:
         name = theirs.get(value, "unlabeled" if value == unlabeled and not drawn else None)
-        if name is None or name not in ours:
+        if name is None or name not in numbers:
             hint = " Draw each class in its own segment." if name == _FOREGROUND else ""
             raise _wrong(value, name, f"0 (background), {_listed(values)} and {unlabeled} unlabelled", hint)
-        mask[voxels == value] = ours[name]
-    return mask
+        ours[value] = numbers[name]
+    return _mapped(voxels, ours, unlabeled if drawn else 0)
 
 
 def _listed(values: Mapping[str, int]) -> str:
@@ -169,11 +181,7 @@ def _numbering(info: Sequence[Mapping[str, Any]], present: Sequence[int]) -> dic
 
 def voxels_of(mask: npt.NDArray[np.uint8], axis: int, slices: Sequence[int], n_classes: int) -> list[list[int]]:
     """Of each of the slices, the annotated voxels of each class, background first."""
-    if not slices:
-        return []
-    taken = np.moveaxis(mask, axis, 0)[list(slices)].reshape(len(slices), -1)
-    # One count for all: each slice has its own range of numbers.
-    numbered = taken + n_classes * np.arange(len(slices))[:, None]
-    counted = numbered.ravel() if taken.max() < n_classes else numbered[taken < n_classes]
-    found: list[list[int]] = np.bincount(counted, minlength=len(slices) * n_classes).reshape(-1, n_classes).tolist()
-    return found
+    by_slice = np.moveaxis(mask, axis, 0)
+    # A slice at a time: counting turns every voxel into eight bytes first.
+    counts = (np.bincount(by_slice[index].ravel(order="K"), minlength=n_classes)[:n_classes] for index in slices)
+    return [count.tolist() for count in counts]

@@ -1,13 +1,11 @@
 """Volumes from and to files: NIfTI (nibabel), NRRD and MetaImage (SimpleITK), always as (i, j, k) voxels with a RAS affine."""
 
-import gzip
 import math
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 import SimpleITK as sitk
+from isal import igzip
 
 from loop.durable import atomic
 from loop.errors import BadInput
@@ -87,7 +86,8 @@ def read_header(path: Path) -> Header:
     Raises:
         BadInput: not a readable image, not 3-D, or without usable geometry.
     """
-    return _open(path)[0]
+    with _opened(path) as (header, _):
+        return header
 
 
 def read_volume(path: Path, fits: Callable[[Header], None] = lambda header: None) -> Volume:
@@ -99,11 +99,11 @@ def read_volume(path: Path, fits: Callable[[Header], None] = lambda header: None
     Raises:
         BadInput: as `read_header`; truncated; complex or colour voxels.
     """
-    header, voxels = _open(path)
-    fits(header)
-    _check_size(path, header)
-    with _explained(path):
-        array = voxels()
+    with _opened(path) as (header, voxels):
+        fits(header)
+        _check_size(path, header)
+        with _explained(path):
+            array = voxels()
     if array.dtype.kind not in "iufb":
         raise BadInput(f"{path.name} must hold real numbers, got {array.dtype}.")
     return Volume(array, header.affine)
@@ -115,7 +115,7 @@ def read_slice(path: Path, axis: int, index: int) -> npt.NDArray[Any]:
     Raises:
         BadInput: as `read_volume`; or there is no such slice.
     """
-    header, _ = _open(path)
+    header = read_header(path)
     if not 0 <= index < header.shape[axis]:
         raise BadInput(f"{path.name} has slices 0 to {header.shape[axis] - 1}, got {index}.")
     if suffix_of(path.name) != ".nii":
@@ -130,17 +130,19 @@ def read_slice(path: Path, axis: int, index: int) -> npt.NDArray[Any]:
     return array
 
 
-def _open(path: Path) -> tuple[Header, Callable[[], npt.NDArray[Any]]]:
-    """The checked header, and what reads the voxels."""
-    with _explained(path):
-        header, voxels = _open_nifti(path) if suffix_of(path.name) in NIFTI else _open_itk(path)
-    if len(header.shape) != 3:
-        raise BadInput(f"{path.name} must be a 3-D volume, got {len(header.shape)} dimensions {header.shape}.")
-    if min(header.shape) < 1:
-        raise BadInput(f"{path.name} must have voxels, got shape {header.shape}.")
-    if not np.isfinite(header.affine).all() or abs(np.linalg.det(header.affine[:3, :3])) < 1e-9:
-        raise BadInput(f"{path.name} has no usable geometry: its affine is singular or not finite.")
-    return header, voxels
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Header, Callable[[], npt.NDArray[Any]]]]:
+    """The checked header, and what reads the voxels while the block runs."""
+    with ExitStack() as files:
+        with _explained(path):
+            header, voxels = _open_nifti(path, files) if suffix_of(path.name) in NIFTI else _open_itk(path)
+        if len(header.shape) != 3:
+            raise BadInput(f"{path.name} must be a 3-D volume, got {len(header.shape)} dimensions {header.shape}.")
+        if min(header.shape) < 1:
+            raise BadInput(f"{path.name} must have voxels, got shape {header.shape}.")
+        if not np.isfinite(header.affine).all() or abs(np.linalg.det(header.affine[:3, :3])) < 1e-9:
+            raise BadInput(f"{path.name} has no usable geometry: its affine is singular or not finite.")
+        yield header, voxels
 
 
 def write_volume(path: Path, array: npt.NDArray[Any], affine: Affine, *, durable: bool = True) -> None:
@@ -179,20 +181,18 @@ def _explained(path: Path) -> Iterator[None]:
         raise BadInput(f"{path.name} could not be read as an image: {reason}") from None
 
 
-def _open_nifti(path: Path) -> tuple[Header, Callable[[], npt.NDArray[Any]]]:
+def _open_nifti(path: Path, files: ExitStack) -> tuple[Header, Callable[[], npt.NDArray[Any]]]:
     # nibabel's header classes without its image classes, which guess the format and look for companion files first.
-    opened = partial(gzip.open if path.name.lower().endswith(".gz") else open, path, "rb")
-    with opened() as file:
-        nifti = _nifti_header(path, file)
+    file: Any = files.enter_context((igzip.open if path.name.lower().endswith(".gz") else open)(path, "rb"))
+    nifti = _nifti_header(path, file)
     shape = tuple(int(n) for n in nifti.get_data_shape())
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     header = Header(shape, np.asarray(nifti.get_best_affine(), np.float64))
 
     def voxels() -> npt.NDArray[Any]:
-        with opened() as file:
-            array: npt.NDArray[Any] = np.asanyarray(nifti.data_from_fileobj(file)).reshape(shape)
-            return array
+        array: npt.NDArray[Any] = np.asanyarray(nifti.data_from_fileobj(file)).reshape(shape)
+        return array
 
     return header, voxels
 
@@ -256,7 +256,7 @@ def _write_nifti(path: Path, array: npt.NDArray[Any], affine: Affine) -> None:
     head = header.binaryblock.ljust(_NIFTI_VOXELS_AT, b"\0")
     data = head + array.tobytes("F")
     if path.name.endswith(".gz"):
-        data = gzip.compress(data, _GZIP_LEVEL, mtime=0)
+        data = igzip.compress(data, _GZIP_LEVEL, mtime=0)
     path.write_bytes(data)
 
 

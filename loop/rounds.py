@@ -533,7 +533,9 @@ class Loop:
         connection.execute(skips.delete().where(skips.c.image_id == image_id, skips.c.slice.in_(keys)))
         about = {"image_id": image_id, "annotator": annotator, "reason": reason, "at": self.clock()}
         connection.execute(skips.insert(), [about | {"slice": key} for key in keys])
-        self._answer(connection, image_id, keys, "skipped")
+        # Items of open rounds are answered now; rounds with nothing left become done.
+        touched = connection.execute(statements.ANSWER_SKIPPED, {"image": image_id, "slices": list(keys)})
+        self._close_finished(connection, touched.scalars().all())
 
     def unusable(self, image_id: str, reason: str) -> None:
         """Ask no more for an image that turned out to be unreadable: its tickets end, and no round waits for it."""
@@ -552,11 +554,6 @@ class Loop:
         """Images that somebody annotates now."""
         with self.store.read() as connection:
             return set(connection.execute(sa.select(leases.c.image_id).distinct()).scalars())
-
-    def _answer(self, connection: Connection, image_id: str, keys: Sequence[int], state: str) -> None:
-        """Items of open rounds that are answered now; rounds with nothing left become done."""
-        touched = connection.execute(statements.ANSWER, {"image": image_id, "slices": list(keys), "new_state": state})
-        self._close_finished(connection, touched.scalars().all())
 
     # --- labels
 
@@ -636,8 +633,8 @@ class Loop:
             connection.execute(statements.LABEL, rows)
         row = connection.execute(statements.COUNT_LABELS, {"image": image_id, "number": number}).one()
         if slices:
-            whole = [WHOLE] if row.n_labeled >= row.n_slices else []
-            self._answer(connection, image_id, [*slices, *whole], "labeled")
+            answered = {"image": image_id, "number": number, "whole": row.n_labeled >= row.n_slices}
+            self._close_finished(connection, connection.execute(statements.ANSWER_LABELED, answered).scalars().all())
 
     def _end_leases(self, connection: Connection, image_id: str, submission: Submission) -> None:
         """Close the answered ticket, late or not, and every other on this image whose items are all labelled now."""

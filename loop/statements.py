@@ -2,6 +2,7 @@
 
 import sqlalchemy as sa
 
+from loop.pool import WHOLE
 from loop.store import events, images, labels, leases, round_items, rounds, submissions, tickets, unfiled
 
 _image: sa.BindParameter[str] = sa.bindparam("image")
@@ -111,11 +112,27 @@ COUNT_LABELS = (
     )
     .returning(images.c.n_labeled, images.c.n_slices)
 )
-ANSWER = (
+ANSWER_SKIPPED = (
     round_items.update()
     .where(round_items.c.image_id == _image, round_items.c.slice.in_(_slices), round_items.c.state == "pending")
-    .values(state=_state)
+    .values(state="skipped")
     .returning(round_items.c.round)
 )
+_in_submission = sa.exists().where(
+    labels.c.image_id == round_items.c.image_id,
+    labels.c.slice == round_items.c.slice,
+    labels.c.submission == sa.bindparam("number"),
+)
+ANSWER_LABELED = (
+    round_items.update()
+    .where(
+        round_items.c.image_id == _image,
+        round_items.c.state == "pending",
+        sa.or_(_in_submission, (round_items.c.slice == WHOLE) & sa.bindparam("whole", type_=sa.Boolean)),
+    )
+    .values(state="labeled")
+    .returning(round_items.c.round)
+)
+"""Items of the slices that a submission labelled, and of the whole volume if it has all its labels now."""
 
 LOG = events.insert().returning(events.c.id)

@@ -102,8 +102,6 @@ def save_label(
         raise BadInput(f"ticket must be a ticket's id, got {str(ticket)[:40]!r}.")
     here = parts()
     annotator = annotator_of(user, wishes.get("client_id"))
-    # Before the upload is even copied: most wrong requests name no image that is there.
-    here.loop.catalogue.image(image)
     with received(label, label_suffix(label.filename or "label.nii.gz")) as path:
         kept = here.datastore.submit(
             image, path, annotator=annotator, tag=tag or FINAL, ticket=ticket, slices=slices, params=wishes
