@@ -16,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from bench.campaign.protocol import PRESETS, Protocol, seeds_of
+from bench.campaign.run import Campaign
 from bench.campaign.study import Study
 from bench.phantom import write_phantoms
 from cli import app
@@ -120,6 +121,14 @@ def test_a_campaign_that_is_killed_goes_on_to_the_same_tables(
     assert {path: path.stat().st_mtime_ns for path in before} == before, "nothing runs twice"
     for table in TABLES:
         assert (tmp_path / "out" / table).read_text() == (campaign / table).read_text(), table
+
+
+def test_the_upper_bound_has_the_steps_of_all_rounds(phantoms: Path, tmp_path: Path) -> None:
+    study = Study.of(phantoms / "images", phantoms / "labels", AppConfig())
+    for protocol, wanted in (("scratch", 5), ("finetune", 15)):
+        there = Campaign(tmp_path, study, Protocol(budgets=(3, 3), protocol=protocol), {"epochs": "5"})
+        assert there.config("random", 0, "cpu").epochs == 5
+        assert there.config("all", 0, "cpu").epochs == wanted
 
 
 def test_other_settings_need_another_folder(campaign: Path, phantoms: Path) -> None:

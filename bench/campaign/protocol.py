@@ -58,6 +58,12 @@ class Protocol:
             )
         return replace(self, start=start, budgets=tuple(budgets), shares=())
 
+    @property
+    def trainings(self) -> int:
+        """How many trainings' steps the last weights have behind them."""
+        rounds = len(self.shares) or 1 + len(self.budgets)
+        return rounds if self.protocol == "finetune" else 1
+
     def scaled(self, scale: float) -> Self:
         """With start, budgets and training steps times `scale`, at least 2, and a sentence that says so.
 

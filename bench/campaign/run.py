@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,10 @@ class Campaign:
             "train_from": {"scratch": "scratch", "finetune": "current"}[self.protocol.protocol], "validation_share": "0",
             "strategy": _START if strategy == UPPER_BOUND else strategy,
         }  # fmt: skip
-        return AppConfig.from_conf({**self.protocol.conf, **self.conf, **own}, str(self.study.images))
+        config = AppConfig.from_conf({**self.protocol.conf, **self.conf, **own}, str(self.study.images))
+        if strategy == UPPER_BOUND:
+            return replace(config, epochs=config.epochs * self.protocol.trainings)
+        return config
 
     def folder(self, strategy: str, seed: int) -> Path:
         return self.out / "runs" / strategy / f"seed{seed}"
