@@ -1,4 +1,4 @@
-"""Appendix A of the BSQ paper on scikit-learn's digits: do the picks even out an imbalanced start?"""
+"""Appendix A of the BSQ paper on scikit-learn's digits: do the picks even out an imbalanced start, or an imbalanced pool?"""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
@@ -16,19 +17,25 @@ from tqdm import tqdm
 from bench.tables import table
 from loop.signals import FloatArray
 from models.info_vae import info_vae
-from strategies._likelihood_ratio import likelihood_ratio_rows
+from strategies._likelihood_ratio import DiagonalGaussian, likelihood_ratio_rows
 from trainers.info_vae import train
 from trainers.representation import RepresentationSettings, Slices
 
-_DRAWS, _ROUNDS, _START, _PICKS = 5, 30, 10, 10
+_ROUNDS, _START, _PICKS = 30, 10, 10
 _RARE_CLASSES, _RARE = 3, 0.1
 _LATENTS = 5
-"""All of appendix A.1, setup s1 (n_lat, n_init, n_iter, n_rep, experiments; three classes ten times as rare at the start)."""
+_IN_TABLES = 5
+"""All of appendix A.1, setup s1 (n_iter, n_init, n_rep; three classes ten times as rare; n_lat; experiments)."""
 
+_DRAWS = 20
+"""Of which the tables of entropies show the first five; the differences from random draws are over all."""
+_POOLS = 5
+"""Imbalanced pools; each has an infoVAE of its own, and draw i starts in pool i modulo five."""
 _CHANNELS = (32, 64)
 """The digits have 8 x 8 pixels: two halvings."""
 _EPOCHS = 100
 _FLOOR = 1e-3
+_RULES = ("bsq", "bsq, no refit", "random")
 _SHOWN = (0, 1, 2, 3, 5, 10, 20, 30)
 
 _Rows = npt.NDArray[np.int64]
@@ -42,18 +49,40 @@ class Digits:
     classes: _Rows
 
 
-def digits(epochs: int, seed: int) -> Digits:
-    """All 1797 digits, seen by an infoVAE that was trained on all of them without their classes."""
-    images, classes = load_digits(return_X_y=True)
-    data = torch.from_numpy(images.astype(np.float32)).reshape(-1, 1, 8, 8)
-    data = (data - data.mean()) / data.std()
-    learner, rows, device = info_vae(8, _CHANNELS, _LATENTS), np.arange(len(data)), torch.device("cpu")
-    slices = Slices(data, rows, rows, np.zeros_like(rows), np.zeros(len(data), bool))
+@dataclass(frozen=True)
+class Draw:
+    """What all rules begin with.
+
+    Attributes:
+        pool: its number; draws of one pool are not independent.
+        found: the pool.
+        start: (10,) its annotated rows.
+    """
+
+    pool: int
+    found: Digits
+    start: _Rows
+
+
+def images() -> tuple[torch.Tensor, _Rows]:
+    """The 1797 digits (N, 1, 8, 8), mean 0 and standard deviation 1, and their classes."""
+    pixels, classes = load_digits(return_X_y=True)
+    data = torch.from_numpy(pixels.astype(np.float32)).reshape(-1, 1, 8, 8)
+    return (data - data.mean()) / data.std(), classes.astype(np.int64)
+
+
+def digits(epochs: int, seed: int, rows: _Rows | None = None) -> Digits:
+    """Those rows of the digits (None: all), seen by an infoVAE that was trained on them alone, without their classes."""
+    data, classes = images()
+    if rows is not None:
+        data, classes = data[rows], classes[rows]
+    learner, order, device = info_vae(8, _CHANNELS, _LATENTS), np.arange(len(data)), torch.device("cpu")
+    slices = Slices(data, order, order, np.zeros_like(order), np.zeros(len(data), bool))
     weights = train(learner, slices, RepresentationSettings(epochs, seed), device, lambda **progress: None)
     network = learner.network(seed)
     network.load_state_dict(weights)
     with torch.inference_mode():
-        return Digits(network.eval()(data).numpy(), classes.astype(np.int64))
+        return Digits(network.eval()(data).numpy(), classes)
 
 
 def imbalanced(classes: _Rows, rng: np.random.Generator) -> _Rows:
@@ -63,91 +92,224 @@ def imbalanced(classes: _Rows, rng: np.random.Generator) -> _Rows:
     return rng.choice(len(classes), _START, replace=False, p=weights / weights.sum())
 
 
+def thinned(classes: _Rows, rng: np.random.Generator) -> _Rows:
+    """Rows of a pool, ascending: a tenth of three random classes, and all of the others."""
+    rare = rng.choice(classes.max() + 1, _RARE_CLASSES, replace=False)
+    kept = [~np.isin(classes, rare)]
+    for one in rare:
+        members = np.flatnonzero(classes == one)
+        chosen = rng.choice(members, max(1, round(_RARE * len(members))), replace=False)
+        kept.append(np.isin(np.arange(len(classes)), chosen))
+    return np.flatnonzero(np.any(kept, 0))
+
+
+def even_draws(found: Digits, draws: int, seed: int = 0) -> list[Draw]:
+    """The paper's: an imbalanced start in the pool of all digits. The starts are independent, given the digits."""
+    return [Draw(i, found, imbalanced(found.classes, np.random.default_rng([seed, i]))) for i in range(draws)]
+
+
+def thinned_draws(epochs: int, draws: int, seed: int = 0) -> list[Draw]:
+    """Ours: ten rows at random from a pool that is itself imbalanced."""
+    classes = images()[1]
+    pools = [
+        digits(epochs, seed, thinned(classes, np.random.default_rng([seed, pool, 2])))
+        for pool in range(min(_POOLS, draws))
+    ]
+
+    def start(draw: int, found: Digits) -> _Rows:
+        return np.random.default_rng([seed, draw]).choice(len(found.classes), _START, replace=False)
+
+    return [Draw(i % _POOLS, pools[i % _POOLS], start(i, pools[i % _POOLS])) for i in range(draws)]
+
+
 def class_entropy(classes: _Rows) -> float:
     """H(c) of some items' classes, in nats (appendix A.1)."""
     share = np.bincount(classes) / len(classes)
     share = share[share > 0]
-    return float(-(share * np.log(share)).sum())
+    return float((share * np.log(1 / share)).sum())
 
 
-def entropies(found: Digits, rule: str, start: _Rows, rounds: int, rng: np.random.Generator) -> list[float]:
-    """H(c) of the annotated at the start and after each round of 10 picks.
+def picks(found: Digits, rule: str, start: _Rows, rounds: int, rng: np.random.Generator) -> _Rows:
+    """(rounds, 10) rows, by eq. 7 alone or at random.
 
     Args:
         rule: "random", "bsq" (each pick counts as annotated when the next is chosen) or "bsq, no refit".
     """
     labeled = np.isin(np.arange(len(found.classes)), start)
-    curve = [class_entropy(found.classes[labeled])]
-    for _ in range(rounds):
+    chosen = np.empty((rounds, _PICKS), np.int64)
+    for turn in range(rounds):
         candidates = np.flatnonzero(~labeled)
         if rule == "random":
-            picked = rng.choice(candidates, _PICKS, replace=False)
+            chosen[turn] = rng.choice(candidates, _PICKS, replace=False)
         else:
-            picked, _ = likelihood_ratio_rows(
+            chosen[turn], _ = likelihood_ratio_rows(
                 found.latents, _PICKS, labeled=labeled, candidates=candidates, refit=rule == "bsq", floor=_FLOOR
             )
-        labeled[picked] = True
-        curve.append(class_entropy(found.classes[labeled]))
-    return curve
+        labeled[chosen[turn]] = True
+    return chosen
+
+
+def entropies(classes: _Rows, start: _Rows, chosen: _Rows) -> list[float]:
+    """H(c) of the start, and of it and all picks so far after each round; that of nothing is NaN."""
+    rows = [np.concatenate([start, chosen[:turn].ravel()]) for turn in range(len(chosen) + 1)]
+    return [class_entropy(classes[some]) if len(some) else float("nan") for some in rows]
+
+
+def fit(latents: FloatArray, start: _Rows, chosen: _Rows) -> list[tuple[float, float]]:
+    """How the annotated's Gaussian lies to the pool's, at the start and after each round (what figure A.7 shows).
+
+    Returns:
+        The distance of the means in standard deviations of the pool, and the annotated's standard deviation over the
+        pool's, both means over the dimensions.
+    """
+    pool = DiagonalGaussian.fitted(latents)
+    spread, found = pool.scale(_FLOOR), []
+    for turn in range(len(chosen) + 1):
+        annotated = DiagonalGaussian.fitted(latents[np.concatenate([start, chosen[:turn].ravel()])])
+        gap = float((np.abs(annotated.mean - pool.mean) / spread).mean())
+        found.append((gap, float((annotated.scale(_FLOOR) / spread).mean())))
+    return found
 
 
 Curves = Mapping[str, FloatArray]
-"""(draws, rounds + 1) entropies of each rule; draw i starts from the same items for all."""
+"""(draws, rounds + 1) of each rule; draw i starts from the same items for all."""
 
 
-def measure(found: Digits, *, draws: int = _DRAWS, rounds: int = _ROUNDS, seed: int = 0) -> Curves:
-    """All rules from the same starts."""
-    curves: dict[str, list[list[float]]] = {"bsq": [], "bsq, no refit": [], "random": []}
-    for draw in tqdm(range(draws), desc="draws", disable=None):
-        start = imbalanced(found.classes, np.random.default_rng([seed, draw]))
-        for rule, rows in curves.items():
-            rows.append(entropies(found, rule, start, rounds, np.random.default_rng([seed, draw, 1])))
-    return {rule: np.array(rows) for rule, rows in curves.items()}
+@dataclass(frozen=True)
+class Measured:
+    """What the rules did, by round, from the same starts.
+
+    Attributes:
+        pools: (draws,) number of the pool of each draw.
+        annotated: entropy of all that is annotated.
+        picked: entropy of the picks without the start, NaN before the first round.
+        gap, spread: see `fit`.
+    """
+
+    pools: _Rows
+    annotated: Curves
+    picked: Curves
+    gap: Curves
+    spread: Curves
 
 
-def report(curves: Curves) -> str:
-    """Mean (lowest-highest) entropy over the draws, by round."""
-    rounds = [n for n in _SHOWN if n < next(iter(curves.values())).shape[1]]
+def measure(draws: Sequence[Draw], *, rounds: int = _ROUNDS, seed: int = 0) -> Measured:
+    """All rules on all draws."""
+    found: dict[str, dict[str, list[Sequence[float]]]] = {
+        what: {rule: [] for rule in _RULES} for what in ("annotated", "picked", "gap", "spread")
+    }
+    nothing = np.empty(0, np.int64)
+    for number, draw in enumerate(tqdm(draws, desc="draws", disable=None)):
+        classes = draw.found.classes
+        for rule in _RULES:
+            chosen = picks(draw.found, rule, draw.start, rounds, np.random.default_rng([seed, number, 1]))
+            found["annotated"][rule].append(entropies(classes, draw.start, chosen))
+            found["picked"][rule].append(entropies(classes, nothing, chosen))
+            gap, spread = zip(*fit(draw.found.latents, draw.start, chosen), strict=True)
+            found["gap"][rule].append(gap)
+            found["spread"][rule].append(spread)
+    curves = {what: {rule: np.array(rows) for rule, rows in rules.items()} for what, rules in found.items()}
+    return Measured(np.array([draw.pool for draw in draws]), **curves)
+
+
+def difference(values: FloatArray, others: FloatArray, pools: _Rows) -> tuple[float, float]:
+    """Mean of values - others, (draws,) each, and its standard error; draws of one pool count as one, their mean."""
+    means = np.array([(values - others)[pools == pool].mean() for pool in np.unique(pools)])
+    return float(means.mean()), float(means.std(ddof=1) / np.sqrt(len(means))) if len(means) > 1 else float("nan")
+
+
+def report(found: Measured, name: str) -> str:
+    """Tables: entropies of the first draws, mean (lowest-highest); of all, differences from random, and the Gaussians."""
+    rounds = [n for n in _SHOWN if n < next(iter(found.annotated.values())).shape[1]]
+    draws, ours = len(found.pools), _RULES[:2]
 
     def cell(values: FloatArray) -> str:
-        return f"{values.mean():.3f} ({values.min():.3f}-{values.max():.3f})"
+        some = values[:_IN_TABLES]
+        return f"{some.mean():.3f} ({some.min():.3f}-{some.max():.3f})"
 
-    rows = [[str(n), str(_START + n * _PICKS), *(cell(values[:, n]) for values in curves.values())] for n in rounds]
-    every = [
-        "mean of all rounds", "", *(cell(values[:, 1:].mean(1)) for values in curves.values())
-    ]  # fmt: skip
-    title = f"Class entropy of the annotated digits in nats (even classes: {np.log(10):.3f})"
-    return table(title, ["round", "annotated", *curves], [*rows, every])
+    def entropy(title: str, curves: Curves, items: int, shown: Sequence[int]) -> str:
+        rows = [[str(n), str(items + n * _PICKS), *(cell(curves[rule][:, n]) for rule in _RULES)] for n in shown]
+        last = ["mean of all rounds", "", *(cell(curves[rule][:, 1:].mean(1)) for rule in _RULES)]
+        return table(title, ["round", "items", *_RULES], [*rows, last])
+
+    def above(curves: Curves, rule: str, turns: slice) -> str:
+        values, others = (curves[one][:, turns].mean(1) for one in (rule, "random"))
+        mean, error = difference(values, others, found.pools)
+        return f"{mean:+.3f} ({error:.3f})"
+
+    turns = {str(n): slice(n, n + 1) for n in rounds if n} | {"mean of all rounds": slice(1, None)}
+    compared = [
+        [label, *(above(curves, rule, some) for curves in (found.annotated, found.picked) for rule in ours)]
+        for label, some in turns.items()
+    ]
+    fits = [
+        [str(n), *(f"{curves[rule][:, n].mean():.3f}" for curves in (found.gap, found.spread) for rule in _RULES)]
+        for n in rounds
+    ]
+    even = f"even classes: {np.log(10):.3f}"
+    return "\n".join([
+        entropy(f"{name}: class entropy of the annotated, nats ({even})", found.annotated, _START, rounds),
+        entropy(f"{name}: class entropy of the picks alone, nats ({even})", found.picked, 0, [n for n in rounds if n]),
+        table(
+            f"{name}: entropy above random's, {draws} draws, mean (standard error)",
+            ["round", *(f"{what}, {rule}" for what in ("annotated", "picks") for rule in ours)], compared,
+        ),
+        table(
+            f"{name}: the annotated's Gaussian and the pool's, {draws} draws",
+            ["round", *(f"{what}, {rule}" for what in ("means apart", "spread") for rule in _RULES)], fits,
+        ),
+    ])  # fmt: skip
 
 
-def plot(curves: Curves, file: Path) -> None:
-    """Means as lines, lowest to highest as bands."""
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for rule, values in curves.items():
+def _draw_curves(axes: Axes, found: Measured, title: str) -> None:
+    """Of the first five draws: the means of the annotated as lines, lowest to highest as bands; the picks alone dashed."""
+    for rule in _RULES:
+        values, alone = found.annotated[rule][:_IN_TABLES], found.picked[rule][:_IN_TABLES]
         x = np.arange(values.shape[1])
-        axes.plot(x, values.mean(0), label=rule)
+        (line,) = axes.plot(x, values.mean(0), label=rule)
         axes.fill_between(x, values.min(0), values.max(0), alpha=0.15)
+        axes.plot(x, alone.mean(0), color=line.get_color(), linestyle="--", linewidth=1)
     axes.axhline(np.log(10), color="black", linestyle=":", label="even classes")
-    axes.set(xlabel="round", ylabel="class entropy, nats")
+    axes.set(xlabel="round", title=title, ylim=(1.2, 2.35))
+
+
+def plot(results: Mapping[str, Measured], pool_entropy: float | None, file: Path) -> None:
+    """One panel for each experiment; the last also has the mean entropy of its pools."""
+    figure = Figure(figsize=(5 * len(results), 3.8), layout="constrained")
+    for axes, (title, found) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True):
+        _draw_curves(axes, found, title)
+    if pool_entropy is not None:
+        axes.axhline(pool_entropy, color="grey", linestyle=":", label="the pool")
+    axes.plot([], [], color="grey", linestyle="--", linewidth=1, label="picks alone")
     axes.legend(loc="lower right")
+    figure.axes[0].set_ylabel("class entropy, nats")
     FigureCanvasAgg(figure)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=100)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the table, and write bsq-digits.png into a folder."""
+    """Print the tables, and write bsq-digits.png into a folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="where bsq-digits.png goes")
-    parser.add_argument("--epochs", type=int, default=_EPOCHS, help="of the infoVAE")
-    parser.add_argument("--draws", type=int, default=_DRAWS, help="imbalanced starts")
+    parser.add_argument("--epochs", type=int, default=_EPOCHS, help="of the infoVAEs")
+    parser.add_argument(
+        "--draws", type=int, default=_DRAWS, help="starts, of which the tables of entropies show the first 5"
+    )
     parser.add_argument("--rounds", type=int, default=_ROUNDS, help="of 10 picks each")
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args(arguments)
-    curves = measure(digits(chosen.epochs, chosen.seed), draws=chosen.draws, rounds=chosen.rounds, seed=chosen.seed)
-    print(report(curves))
-    plot(curves, chosen.folder / "bsq-digits.png")
+    epochs, draws, seed = chosen.epochs, chosen.draws, chosen.seed
+    thin = thinned_draws(epochs, draws, seed)
+    results = {
+        name: measure(some, rounds=chosen.rounds, seed=seed)
+        for name, some in {"even pool": even_draws(digits(epochs, seed), draws, seed), "imbalanced pool": thin}.items()
+    }
+    for name, found in results.items():
+        print(report(found, name))
+    pool = float(np.mean([class_entropy(draw.found.classes) for draw in thin]))
+    print(f"\nMean entropy of the imbalanced pools: {pool:.3f}")
+    plot(results, pool, chosen.folder / "bsq-digits.png")
 
 
 if __name__ == "__main__":
