@@ -70,10 +70,14 @@ def user_of(token: str) -> User:
         raise jwt.InvalidTokenError(f"The token has no {settings.MONAI_LABEL_AUTH_TOKEN_USERNAME}.")
     return User(
         username=username,
-        email=claims.get(settings.MONAI_LABEL_AUTH_TOKEN_EMAIL),
-        name=claims.get(settings.MONAI_LABEL_AUTH_TOKEN_NAME),
+        email=_text(claims.get(settings.MONAI_LABEL_AUTH_TOKEN_EMAIL)),
+        name=_text(claims.get(settings.MONAI_LABEL_AUTH_TOKEN_NAME)),
         roles=[role for role in roles if isinstance(role, str)] if isinstance(roles, list) else [],
     )
+
+
+def _text(claim: object) -> str | None:
+    return claim if isinstance(claim, str) else None
 
 
 def _no_provider(error: Exception) -> Unavailable:

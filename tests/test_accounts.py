@@ -68,9 +68,18 @@ class Provider:
     def realm(self) -> str:
         return f"http://127.0.0.1:{self._server.server_address[1]}/realm"
 
-    def token(self, name: str, *, key: Any = None, algorithm: str = "RS256", seconds: float = 300) -> str:
+    def token(
+        self,
+        name: str,
+        *,
+        key: Any = None,
+        algorithm: str = "RS256",
+        seconds: float = 300,
+        more: dict[str, Any] | None = None,
+    ) -> str:
         claims = {"preferred_username": name, "realm_access": {"roles": ROLES[name]}, "exp": time.time() + seconds}
-        return jwt.encode(claims, self.key if key is None else key, algorithm, headers={"kid": "one"})
+        signing = self.key if key is None else key
+        return jwt.encode(claims | (more or {}), signing, algorithm, headers={"kid": "one"})
 
     def close(self) -> None:
         self._server.shutdown()
@@ -171,6 +180,14 @@ def test_what_is_no_token(server: Any, provider: Provider) -> None:
             answer = http.get("/al/progress", headers={"Authorization": f"Bearer {token}"})
             assert answer.status_code == 401, token
             assert "sign in" in answer.json()["detail"]
+
+
+def test_claims_of_another_kind_than_text_are_left_out(server: Any, provider: Provider) -> None:
+    token = provider.token("ann", more={"email": ["a", "b"], "name": 7})
+    with server.client() as http:
+        found = http.get("/auth/token/valid", headers={"Authorization": f"Bearer {token}"})
+    assert found.status_code == 200
+    assert (found.json()["username"], found.json()["email"], found.json()["name"]) == ("ann", None, None)
 
 
 def confused(public: bytes, claims: str) -> str:
