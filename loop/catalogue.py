@@ -20,6 +20,8 @@ from loop.store import Store, images, labels, leases, meta, skips
 _MOST_NOTES = 1 << 20
 _CHANGE = "images"
 """Key of the number that every change of the images raises: other processes see that their counts are old."""
+PASSING = "It is asked for again later."
+"""Ends the reason why an image cannot be used, where that may pass by itself."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,23 @@ class Catalogue:
             connection.execute(images.update().where(images.c.id == image_id).values(error=error))
             self._count_anew(connection)
             events.log(connection, at, "image_unreadable", image=image_id, error=error)
+
+    def not_given(self) -> list[str]:
+        """Images that are unusable only because their archive could not give them (`PASSING`)."""
+        query = sa.select(images.c.id).where(~images.c.missing, images.c.error.endswith(PASSING, autoescape=True))
+        with self.store.read() as connection:
+            return list(connection.execute(query).scalars())
+
+    def try_again(self, image_ids: Sequence[str], at: float) -> None:
+        """Ask for images again that were not given before."""
+        if not image_ids:
+            return
+        again = images.c.id.in_(list(image_ids)) & images.c.error.endswith(PASSING, autoescape=True)
+        with self.store.write() as connection:
+            found = connection.execute(images.update().where(again).values(error=None)).rowcount
+            if found:
+                self._count_anew(connection)
+                events.log(connection, at, "images_changed", found=found, gone=0)
 
     def update_info(self, image_id: str, info: Mapping[str, Any]) -> None:
         """Add to the free notes that viewers keep about an image.
