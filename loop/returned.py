@@ -158,13 +158,24 @@ class Returned:
         return len(found)
 
     def listed(
-        self, states: Collection[str] = SHOWN, ticket: str | None = None, limit: int = 100
+        self, state: str | None = None, ticket: str | None = None, limit: int = 100, before: str | None = None
     ) -> list[dict[str, Any]]:
-        """The last ones in these states, or of other series of our studies, newest first."""
+        """The last ones, newest first: in a state, or those that a person looks for, of other series of our studies too.
+
+        Args:
+            before: SOP instance UID of the last one known; what comes after it is listed.
+
+        Raises:
+            NotFound: `before` was never seen.
+        """
         foreign = (returns.c.state == ELSEWHERE) & returns.c.image_id.is_not(None)
-        query = sa.select(returns).where(returns.c.state.in_(list(states)) | foreign)
+        wanted = returns.c.state == state if state else returns.c.state.in_(SHOWN) | foreign
+        query = sa.select(returns).where(wanted)
         if ticket is not None:
             query = query.where(returns.c.ticket == ticket)
+        if before is not None:
+            at, sop_uid = self.get(before)["at"], before
+            query = query.where((returns.c.at < at) | ((returns.c.at == at) & (returns.c.sop_uid > sop_uid)))
         return self._rows(query.order_by(returns.c.at.desc(), returns.c.sop_uid).limit(limit))
 
     def _rows(self, query: sa.Select[Any]) -> list[dict[str, Any]]:
