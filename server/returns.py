@@ -77,5 +77,6 @@ def _start(image: str) -> dict[str, Any]:
     wanted = here.config.start_mask
     written = None
     if wanted != "off":
-        written = start_seg(datastore, image, partial(here.predicted, image) if wanted == "prediction" else None)
+        predict = partial(here.predicted, image) if wanted == "prediction" else None
+        written = start_seg(datastore, image, predict, here.returns.delete if here.returns else None)
     return {"image": image, "series": written.series_uid if written else None}
