@@ -124,7 +124,11 @@ class Catalogue:
 
     def _update(self, connection: Connection, image: Found, known: RowMapping) -> None:
         facts = self._facts(image)
-        if known["n_labeled"] and image.error is None and facts["shape"] != known["shape"]:
+        listed_again = image.shape is None and image.n_slices == known["n_slices"]
+        if known["n_labeled"] and image.error is None and known["shape"] and listed_again:
+            # An archive lists it as it was annotated, after it was gone or had other instances; who fetches it compares.
+            facts = {key: facts[key] for key in ("path", "version", "error", "missing")}
+        elif known["n_labeled"] and image.error is None and facts["shape"] != known["shape"]:
             # Its labels no longer fit: keep the facts they were made for and ask for nothing more of it.
             facts = {
                 "version": image.version,

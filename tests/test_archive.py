@@ -171,6 +171,43 @@ def test_an_annotated_series_that_grows_is_kept_but_not_asked_again(
     assert here.loop.labeled_slices(image_id) == {1: 1}
 
 
+def test_an_annotated_series_that_was_gone_comes_back_as_it_was(
+    own_archive: Any, tmp_path: Path, place: Callable[..., Place]
+) -> None:
+    array = np.arange(240, dtype=np.int16).reshape(8, 6, 5)
+    image_id = fill(own_archive, tmp_path, "gone", array)
+    here = place(own_archive, conditions="PatientID=gone")
+    here.datastore.refresh()
+    write_volume(tmp_path / "mask.nii.gz", np.ones((8, 6, 5), np.uint8), AFFINE)
+    here.datastore.submit(image_id, tmp_path / "mask.nii.gz", slices=[1])
+
+    def back_in_parts() -> None:
+        for series in httpx.get(f"{own_archive.root}/series").json():
+            httpx.delete(f"{own_archive.root}/series/{series}").raise_for_status()
+        here.datastore.refresh()
+        assert here.loop.catalogue.counts()["images"] == 0
+        files = sorted((tmp_path / "gone").glob("*.dcm"))
+        for part in (files[:2], files[2:]):
+            for file in part:
+                own_archive.upload(file)
+            here.datastore.refresh()
+
+    for cached in (True, False):
+        back_in_parts()
+        if not cached:
+            here.images.fetch(image_id).unlink()
+        assert here.loop.catalogue.image(image_id)["error"] is None
+        assert np.array_equal(read_volume(here.datastore.image_path(image_id)).array, array)
+        assert here.loop.labeled_slices(image_id) == {1: 1}
+    # As many instances, but others.
+    back_in_parts()
+    write_series(tmp_path / "gone", array, AFFINE @ np.diag([2, 1, 1, 1]), Study("gone"))
+    here.images.fetch(image_id).unlink()
+    back_in_parts()
+    with pytest.raises(Conflict, match="after slices were annotated"):
+        here.datastore.image_path(image_id)
+
+
 def spoil(files: list[Path], change: Callable[[pydicom.Dataset], None], which: slice = slice(2, 3)) -> None:
     for file in files[which]:
         instance = pydicom.dcmread(file)
