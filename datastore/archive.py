@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 _FIRST_LOOK_SECONDS = 5.0
 _REST = 10.0
 """A search that took long is not made again before this many times as long."""
+_AGAIN_SECONDS, _AGAIN_AT_MOST_SECONDS = 60.0, 3600.0
+"""A series that the archive did not give is tried again after so long, then after twice as long, up to the latter."""
 
 
 class ArchiveDatastore(ServedDatastore):
@@ -51,6 +53,8 @@ class ArchiveDatastore(ServedDatastore):
         self._trouble: str | None = None
         self._answered_at: float | None = None
         self._rest_until = float("-inf")
+        self._again: dict[str, tuple[float | None, float]] = {}
+        """Of series that were not given: when they are tried again (None: they were), and the pause before that."""
 
     # --- what is there
 
@@ -73,12 +77,14 @@ class ArchiveDatastore(ServedDatastore):
                 logger.info("The archive %s is back", self.images.archive.url)
             self._trouble, self._answered_at = None, self._clock()
             self._rest_until = time.monotonic() + _REST * (time.monotonic() - began)
+            self._try_again()
         self.notice_behind()
 
     def look_for(self, study_uid: str, series_uid: str = "") -> list[str]:
         """Search the archive for one study, or one series, now, and take in what changed; the ids of its series that are taken.
 
-        An archive that tells of what comes in need not wait for the next search of everything, nor bear one.
+        An archive that tells of what comes in need not wait for the next search of everything, nor bear one. What it could
+        not give before is asked for again.
 
         Args:
             study_uid, series_uid: either may be empty, not both.
@@ -91,6 +97,7 @@ class ArchiveDatastore(ServedDatastore):
             raise BadInput("Name a study or a series: StudyInstanceUID, SeriesInstanceUID or both.")
         with self._looking:
             there = self._take_in(study_uid, series_uid)
+            self.loop.catalogue.try_again(there, self._clock())
         self.notice_behind()
         return sorted(there)
 
@@ -114,6 +121,19 @@ class ArchiveDatastore(ServedDatastore):
         gone = [uid for uid, version in known.items() if uid not in there and wanted(version.rpartition("-")[0], uid)]
         self.loop.catalogue.sync(changed, sorted(gone), self._clock())
         return list(there)
+
+    def _try_again(self) -> None:
+        """Let the series be asked for again that the archive did not give, each when its pause is over."""
+        now, due = self._clock(), []
+        for image_id in self.loop.catalogue.not_given():
+            at, pause = self._again.get(image_id, (now + _AGAIN_SECONDS, _AGAIN_SECONDS))
+            if at is None:  # it was tried, and was not given again
+                pause = min(2 * pause, _AGAIN_AT_MOST_SECONDS)
+                at = now + pause
+            if at <= now:
+                due.append(image_id)
+            self._again[image_id] = (None if at <= now else at, pause)
+        self.loop.catalogue.try_again(due, now)
 
     def look(self) -> None:
         """As `refresh`, in a thread of its own, whose end is awaited for some seconds only; trouble is told by `status`."""

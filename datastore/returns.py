@@ -73,6 +73,12 @@ class Returns:
         """Look now."""
         self._wake.set()
 
+    def delete(self, sop_uid: str) -> bool:
+        """Delete what we stored ourselves; whether it is gone: False where the archive is no Orthanc. Raises Unavailable."""
+        if self._returned.get(sop_uid)["state"] != OURS:
+            return False
+        return self._how == "changes" and self._feed.delete(sop_uid)
+
     def status(self) -> dict[str, Any]:
         """For people: {"how": "changes", "search" or None before the first look, "trouble": sentence or None}."""
         return {"how": self._how, "trouble": self._trouble}

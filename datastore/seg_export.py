@@ -1,5 +1,6 @@
 """Labels and predictions of an archive's images as DICOM SEG, and stored there."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,17 +15,24 @@ from datastore.labels import as_viewers_draw
 from datastore.rules import FINAL, ORIGINAL
 from datastore.volume_io import read_volume
 from dicom.seg_writer import Author, Kind, Written, write_seg
-from loop.errors import BadInput, NotFound
+from loop.errors import BadInput, NotFound, Unavailable
 from loop.returned import OURS, Noticed
 from loop.workplace import model_name
+
+logger = logging.getLogger(__name__)
 
 Which = Literal["annotated", "all"]
 
 Predict = Callable[[], tuple[Path, str]]
 """Gives the file of an image's mask, which is deleted here, and the digest of the weights."""
 
+Delete = Callable[[str], bool]
+"""Deletes an instance of the archive, by its UID; whether it is gone. Raises Unavailable."""
+
 _LISTED = 3
 """Annotators named in the series description."""
+_OPENING_SECONDS = 600.0
+"""A start mask that gave way stays so long, for a viewer that is opening it."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +43,11 @@ class Form:
     slices: Which = "annotated"
 
 
-def composite_seg(datastore: ArchiveDatastore, image_id: str, tag: str, form: Form) -> Written:
+def composite_seg(datastore: ArchiveDatastore, image_id: str, tag: str, form: Form, *, begins: bool = False) -> Written:
     """The composite mask of an image, by its annotators; the same composite has the same UIDs.
 
     Args:
-        tag: "final", or "original" with the start mask under it.
+        tag: "final", or "original" with the start mask under it. begins: somebody begins with it.
 
     Raises:
         NotFound: no such image, or nothing was submitted for it. BadInput: no such tag, or no slice is annotated.
@@ -57,7 +65,7 @@ def composite_seg(datastore: ArchiveDatastore, image_id: str, tag: str, form: Fo
     shown = ", ".join(names[:_LISTED]) + (" ..." if len(names) > _LISTED else "")
     model = str(counted[-1]["params"].get("model", "")) if not counts else ""
     name = model_name(datastore.loop.config) if model else shown
-    author = Author(name, datetime.fromtimestamp(counted[-1]["at"], UTC), model)
+    author = Author(name, datetime.fromtimestamp(counted[-1]["at"], UTC), model, begins)
     return _written(datastore, image_id, mask, datastore.loop.config.viewer_values(), author, form, list(counts))
 
 
@@ -95,13 +103,17 @@ def store_seg(datastore: ArchiveDatastore, image_id: str, written: Written) -> N
     datastore.images.archive.store(study, written.content)
 
 
-def start_seg(datastore: ArchiveDatastore, image_id: str, predict: Predict | None) -> Written | None:
+def start_seg(
+    datastore: ArchiveDatastore, image_id: str, predict: Predict | None, delete: Delete | None = None
+) -> Written | None:
     """What an annotator of an image begins with, stored in the archive: the mask so far, or a prediction where there is none.
 
-    A prediction is kept as a start mask, so that what comes back unchanged of it is not taken for an annotation.
+    A prediction is kept as a start mask, so that what comes back unchanged of it is not taken for an annotation. The one that
+    was stored before is deleted, where the archive can do that.
 
     Args:
         predict: None: no predictions.
+        delete: an instance of the archive, by its UID; None: start masks stay.
 
     Returns:
         None where nothing is there to begin with.
@@ -120,9 +132,24 @@ def start_seg(datastore: ArchiveDatastore, image_id: str, predict: Predict | Non
                 mask.unlink(missing_ok=True)
     if not datastore.loop.submissions(image_id):
         return None
-    written = composite_seg(datastore, image_id, ORIGINAL, Form("labelmap", "all"))
+    written = composite_seg(datastore, image_id, ORIGINAL, Form("labelmap", "all"), begins=True)
     store_seg(datastore, image_id, written)
+    _replace_former(datastore, image_id, written.sop_uid, delete)
     return written
+
+
+def _replace_former(datastore: ArchiveDatastore, image_id: str, sop_uid: str, delete: Delete | None) -> None:
+    """Delete the start masks of an image that were stored before this one; what fails is tried the next time."""
+    returned = datastore.loop.returned
+    returned.begins(sop_uid, image_id)
+    if delete is None:
+        return
+    try:
+        for former in returned.former_starts(image_id, sop_uid, _OPENING_SECONDS):
+            if delete(former):
+                returned.deleted(former)
+    except Unavailable as error:
+        logger.warning("A former start mask stays in the archive: %s", error)
 
 
 def of_archive(datastore: object) -> ArchiveDatastore:

@@ -23,6 +23,11 @@ logging.getLogger("httpx").setLevel(logging.WARNING)
 
 Result = TypeVar("Result")
 
+
+class NotGiven(BadInput):
+    """The archive did not give a series that it lists, though it is well otherwise; another time it may."""
+
+
 AS_STORED, PLAIN = "*", "1.2.840.10008.1.2.1"
 """Transfer syntaxes to ask for: as the archive has it, or uncompressed."""
 
@@ -186,7 +191,7 @@ class Archive:
 
         Raises:
             Unavailable: the archive is down, or refuses. NotFound: it has no such series, or instance, any more.
-            BadInput: it cannot give this one, or gives more than `most`.
+            NotGiven: it is well, but not this one is given. BadInput: it has more than `most`.
         """
         body = folder / "body"
 
@@ -287,7 +292,7 @@ class Archive:
             if status in (404, 410):
                 raise NotFound("the archive has it no more.")
             self.check()  # it is well otherwise
-            raise BadInput(f"the archive {trouble} when it is asked for it.")
+            raise NotGiven(f"the archive {trouble} when it is asked for it.")
         if status == 400:
             raise BadInput(f"The archive {self.url} does not understand the search (400): look at archive_conditions.")
         raise Unavailable(f"The archive {self.url} {trouble}. What needs it goes on when it is back.")
@@ -347,7 +352,7 @@ def _boundary(content_type: str) -> bytes:
     message["content-type"] = content_type
     boundary = message.get_param("boundary")
     if message.get_content_maintype() != "multipart" or not isinstance(boundary, str):
-        raise BadInput(f"the archive gives {content_type[:100]!r} for it, not its instances.")
+        raise NotGiven(f"the archive gives {content_type[:100]!r} for it, not its instances.")
     return boundary.encode()
 
 
@@ -370,4 +375,4 @@ def _split(body: Path, boundary: bytes, folder: Path) -> list[Path]:
             files.append(folder / f"{len(files):06d}.dcm")
             files[-1].write_bytes(held[head + 4 : end])
             at = end + 2
-    raise BadInput("the archive's answer for it is cut off.")
+    raise NotGiven("the archive's answer for it is cut off.")

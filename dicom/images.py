@@ -13,11 +13,11 @@ from filelock import FileLock
 from sqlalchemy.engine import RowMapping
 
 from datastore.volume_io import write_volume
-from dicom.archive import AS_STORED, PLAIN, Archive, is_uid
+from dicom.archive import AS_STORED, PLAIN, Archive, NotGiven, is_uid
 from dicom.geometry import SeriesGeometry
 from dicom.planes import NoDecoder
 from dicom.series import Series, read_series
-from loop.catalogue import Found
+from loop.catalogue import PASSING, Found
 from loop.durable import atomic
 from loop.errors import BadInput, NotFound
 from loop.rounds import Loop
@@ -80,8 +80,11 @@ class ArchiveImages:
             try:
                 self._fetch(image, path)
             except (BadInput, NotFound) as error:
-                self.loop.unusable(image_id, str(error))
-                raise BadInput(str(error)) from None
+                # What the archive gives and cannot be used stays so; what it does not give, it may give later.
+                passing = isinstance(error, NotGiven | NotFound)
+                reason = f"{error} {PASSING}" if passing else str(error)
+                self.loop.unusable(image_id, reason)
+                raise BadInput(reason) from None
         self._make_room(path)
         return path
 

@@ -1,4 +1,7 @@
-"""Which DICOM SEGs are in an archive: by search in any, and by the change feed of an Orthanc, which costs it nothing."""
+"""Which DICOM SEGs are in an archive: by search in any, and by the change feed of an Orthanc, which costs it nothing.
+
+An Orthanc deletes them too.
+"""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -106,6 +109,26 @@ class OrthancFeed:
             and isinstance(change.get("ID"), str)
         ]
         return self._segs(list(dict.fromkeys(ids))), to, bool(answer.get("Done", True))
+
+    def delete(self, sop_uid: str) -> bool:
+        """Delete an instance; whether it is gone. DICOMweb has no such request, so only an Orthanc is asked.
+
+        Raises:
+            Unavailable: it is down.
+        """
+        try:
+            found = self._http.post(f"{self.root}/tools/lookup", content=sop_uid)
+            known = found.json() if found.status_code == 200 else []
+            if not isinstance(known, list):
+                return False
+            ids = [one["ID"] for one in known if isinstance(one, dict) and one.get("Type") == "Instance"]
+            return bool(ids) and all(
+                self._http.delete(f"{self.root}/instances/{one}").status_code in (200, 404) for one in ids
+            )
+        except httpx.HTTPError as error:
+            raise self._down(error) from None
+        except (ValueError, KeyError):
+            return False
 
     def _segs(self, ids: list[str]) -> list[FoundSeg]:
         """Of these instances, in Orthanc's ids, the SEGs; those that are gone again are left out."""

@@ -52,15 +52,19 @@ class Author:
     Attributes:
         name: annotator or model. at: when.
         version: of a model (its digest); "" says that a person made it.
+        begins: it is what somebody begins with, and gives way to the next one.
     """
 
     name: str
     at: datetime
     version: str = ""
+    begins: bool = False
 
     @property
     def described(self) -> str:
         """For the list of series in a viewer."""
+        if self.begins:
+            return f"NextSlice start mask {self.name} {self.version[:8]}".rstrip()[:LONGEST_LABEL]
         if self.version:
             return f"NextSlice model {self.name} {self.version[:8]}"[:LONGEST_LABEL]
         return f"NextSlice annotator {self.name or '(unnamed)'}"[:LONGEST_LABEL]
@@ -113,6 +117,8 @@ def write_seg(
         sorted(values.items()),
         kind,
         hashlib.sha256(planes.tobytes()).hexdigest(),
+        # A start mask is deleted again, so it must never be an instance that was stored to stay.
+        *(["start mask"] if author.begins else []),
     )
     series_uid, sop_uid = _uid("series", *facts), _uid("instance", *facts)
     binary = kind == "binary"

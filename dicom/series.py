@@ -13,7 +13,7 @@ from pydicom.pixels import pixel_array
 
 from datastore.volume_io import Affine, Volume
 from dicom.geometry import SeriesGeometry
-from dicom.planes import Plane, Vector, memory_for, planes_of, read_instance
+from dicom.planes import NoDecoder, Plane, Vector, memory_for, planes_of, read_instance
 from loop.errors import BadInput
 
 _VOXEL_BYTES = 8
@@ -189,14 +189,16 @@ def _stored(plane: Plane) -> npt.NDArray[Any]:
     """(rows, columns) as stored.
 
     Raises:
-        BadInput: they cannot be decoded, or are of another size.
+        BadInput: they are of another size. NoDecoder: they cannot be decoded; an archive's decoder may know this kind.
     """
     try:
         found: npt.NDArray[Any] = pixel_array(plane.instance, index=plane.index)
     # Decoders raise whatever they meet.
     except Exception as error:  # noqa: BLE001
         said = str(error).strip().splitlines()
-        raise BadInput(f"the pixels of {_told(plane)} could not be decoded: {(said or [''])[0][:200]}") from None
+        syntax = plane.instance.file_meta.TransferSyntaxUID
+        reason = f"the pixels of {_told(plane)} ({syntax.name}) could not be decoded: {(said or [''])[0][:200]}"
+        raise NoDecoder(reason) from None
     if found.shape != plane.size:
         raise BadInput(f"the pixels of {_told(plane)} must be {plane.size}, got {found.shape}.")
     return found

@@ -113,8 +113,12 @@ class Assembly:
         return {self.model: LoopTrainer(self.model, self.loop.jobs, self.workplace)}
 
     def strategies(self) -> dict[str, ServedStrategy]:
-        """{served name: strategy}; `random` may stand for the default strategy, because OHIF asks for nothing else."""
-        served = {name: ServedStrategy(name, self.loop, self.conductor) for name in strategies.names()}
+        """{served name: strategy}, the default first, because viewers choose the first unless told.
+
+        `random` may stand for the default strategy, because OHIF asks for nothing else.
+        """
+        names = sorted(strategies.names(), key=lambda name: name != self.config.strategy)
+        served = {name: ServedStrategy(name, self.loop, self.conductor) for name in names}
         if self.config.random_serves_default:
             served["random"] = ServedStrategy(self.config.strategy, self.loop, self.conductor)
         return served

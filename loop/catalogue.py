@@ -20,6 +20,8 @@ from loop.store import Store, images, labels, leases, meta, skips
 _MOST_NOTES = 1 << 20
 _CHANGE = "images"
 """Key of the number that every change of the images raises: other processes see that their counts are old."""
+PASSING = "It is asked for again later."
+"""Ends the reason why an image cannot be used, where that may pass by itself."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,11 @@ class Catalogue:
 
     def _update(self, connection: Connection, image: Found, known: RowMapping) -> None:
         facts = self._facts(image)
-        if known["n_labeled"] and image.error is None and facts["shape"] != known["shape"]:
+        listed_again = image.shape is None and image.n_slices == known["n_slices"]
+        if known["n_labeled"] and image.error is None and known["shape"] and listed_again:
+            # An archive lists it as it was annotated, after it was gone or had other instances; who fetches it compares.
+            facts = {key: facts[key] for key in ("path", "version", "error", "missing")}
+        elif known["n_labeled"] and image.error is None and facts["shape"] != known["shape"]:
             # Its labels no longer fit: keep the facts they were made for and ask for nothing more of it.
             facts = {
                 "version": image.version,
@@ -150,6 +156,23 @@ class Catalogue:
             connection.execute(images.update().where(images.c.id == image_id).values(error=error))
             self._count_anew(connection)
             events.log(connection, at, "image_unreadable", image=image_id, error=error)
+
+    def not_given(self) -> list[str]:
+        """Images that are unusable only because their archive could not give them (`PASSING`)."""
+        query = sa.select(images.c.id).where(~images.c.missing, images.c.error.endswith(PASSING, autoescape=True))
+        with self.store.read() as connection:
+            return list(connection.execute(query).scalars())
+
+    def try_again(self, image_ids: Sequence[str], at: float) -> None:
+        """Ask for images again that were not given before."""
+        if not image_ids:
+            return
+        again = images.c.id.in_(list(image_ids)) & images.c.error.endswith(PASSING, autoescape=True)
+        with self.store.write() as connection:
+            found = connection.execute(images.update().where(again).values(error=None)).rowcount
+            if found:
+                self._count_anew(connection)
+                events.log(connection, at, "images_changed", found=found, gone=0)
 
     def update_info(self, image_id: str, info: Mapping[str, Any]) -> None:
         """Add to the free notes that viewers keep about an image.

@@ -15,6 +15,8 @@ from loop.store import Store, meta, returns
 NOTICED, RECORDED, REFUSED = "noticed", "recorded", "refused"
 OURS, BEFORE, ELSEWHERE = "ours", "before", "elsewhere"
 """What else a SEG can be: stored by us; there before we first looked; of no image here, or not yet."""
+_BEGINS, _DELETED = "a start mask", "a start mask, deleted when the next one came"
+"""Reasons of what is ours."""
 SHOWN = (NOTICED, RECORDED, REFUSED)
 
 _POSITION = "returns"
@@ -107,6 +109,30 @@ class Returned:
             if ended and (state == REFUSED or image_id):
                 events.log(connection, self.clock(), "label_refused", instance=sop_uid, image=image_id, reason=reason)
 
+    def begins(self, sop_uid: str, image_id: str) -> None:
+        """It is ours, and the start mask of an image from now on."""
+        ours = (returns.c.sop_uid == sop_uid) & (returns.c.state == OURS)
+        with self.store.write() as connection:
+            now = {"image_id": image_id, "reason": _BEGINS, "at": self.clock()}
+            connection.execute(returns.update().where(ours).values(now))
+
+    def former_starts(self, image_id: str, but: str, seconds: float) -> list[str]:
+        """Start masks of an image that are in the archive, oldest first: those stored so long ago, without one."""
+        query = (
+            sa.select(returns.c.sop_uid)
+            .where(returns.c.state == OURS, returns.c.image_id == image_id, returns.c.reason == _BEGINS)
+            .where(returns.c.sop_uid != but, returns.c.at <= self.clock() - seconds)
+            .order_by(returns.c.at)
+        )
+        with self.store.read() as connection:
+            return list(connection.execute(query).scalars())
+
+    def deleted(self, sop_uid: str) -> None:
+        """A start mask is no longer in the archive."""
+        former = (returns.c.sop_uid == sop_uid) & (returns.c.reason == _BEGINS)
+        with self.store.write() as connection:
+            connection.execute(returns.update().where(former).values(reason=_DELETED))
+
     def sent_before(self, sop_uid: str, image_id: str, submission: int) -> None:
         """It is a label that was sent to us directly too, and is recorded as that submission."""
         with self.store.write() as connection:
@@ -158,13 +184,24 @@ class Returned:
         return len(found)
 
     def listed(
-        self, states: Collection[str] = SHOWN, ticket: str | None = None, limit: int = 100
+        self, state: str | None = None, ticket: str | None = None, limit: int = 100, before: str | None = None
     ) -> list[dict[str, Any]]:
-        """The last ones in these states, or of other series of our studies, newest first."""
+        """The last ones, newest first: in a state, or those that a person looks for, of other series of our studies too.
+
+        Args:
+            before: SOP instance UID of the last one known; what comes after it is listed.
+
+        Raises:
+            NotFound: `before` was never seen.
+        """
         foreign = (returns.c.state == ELSEWHERE) & returns.c.image_id.is_not(None)
-        query = sa.select(returns).where(returns.c.state.in_(list(states)) | foreign)
+        wanted = returns.c.state == state if state else returns.c.state.in_(SHOWN) | foreign
+        query = sa.select(returns).where(wanted)
         if ticket is not None:
             query = query.where(returns.c.ticket == ticket)
+        if before is not None:
+            at, sop_uid = self.get(before)["at"], before
+            query = query.where((returns.c.at < at) | ((returns.c.at == at) & (returns.c.sop_uid > sop_uid)))
         return self._rows(query.order_by(returns.c.at.desc(), returns.c.sop_uid).limit(limit))
 
     def _rows(self, query: sa.Select[Any]) -> list[dict[str, Any]]:

@@ -338,7 +338,7 @@ class Loop:
             raise unknown("strategy", strategy, strategies.names())
         with self.store.write() as connection:
             self._expire(connection)
-            mine = self._open_tickets(connection, annotator) if annotator else []
+            mine = self._still_there(connection, self._open_tickets(connection, annotator)) if annotator else []
             if another:
                 for row in mine:
                     self._close(connection, row, "released", "asked for another")
@@ -354,6 +354,16 @@ class Loop:
                     break
                 given.append(ticket)
             return given
+
+    def _still_there(self, connection: Connection, rows: Sequence[RowMapping]) -> list[RowMapping]:
+        """Of open tickets, those whose image can be had; the others end, so that nobody is given them again."""
+        there = []
+        for row in rows:
+            if connection.execute(statements.USABLE, {"image": row["image_id"]}).first() is None:
+                self._close(connection, row, "released", "the image is gone")
+            else:
+                there.append(row)
+        return there
 
     def _ask_for(
         self, connection: Connection, strategy: str, annotator: str, of: Wanted, mine: Sequence[RowMapping]

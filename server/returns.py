@@ -10,7 +10,6 @@ from monailabel.endpoints.user.auth import User
 from datastore.returns import Returns
 from datastore.seg_export import of_archive, start_seg
 from loop.errors import NotFound
-from loop.returned import SHOWN
 from server.door import Annotator, AnyUser, parts
 from server.infer import predictions
 
@@ -32,16 +31,19 @@ def list_returns(
     state: State | None = None,
     ticket: str | None = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    before: Annotated[str | None, Query(max_length=64, description="`next` of the page before")] = None,
     user: User = Depends(AnyUser),
 ) -> dict[str, Any]:
     """DICOM SEGs that were noticed, newest first. State: `noticed` waits, `recorded` is a submission, `refused` has a reason.
 
     `elsewhere` is drawn on no image here, `ours` was stored by us, `before` was there before the campaign. `how` they are
-    looked for is `changes` (an Orthanc's feed) or `search`; `trouble` says why that does not work now.
+    looked for is `changes` (an Orthanc's feed) or `search`; `trouble` says why that does not work now. `next` is null on
+    the last page.
     """
     status = _returns().status()
-    listed = parts().loop.returned.listed([state] if state else SHOWN, ticket, limit)
-    return {**status, "returns": [_shown(row) for row in listed if state in (None, row["state"])]}
+    listed = parts().loop.returned.listed(state, ticket, limit + 1, before)
+    shown = [_shown(row) for row in listed[:limit]]
+    return {**status, "returns": shown, "next": shown[-1]["instance"] if len(listed) > limit else None}
 
 
 @router.post("/returns/{instance}/again", summary="Look at a DICOM SEG of the archive again")
@@ -75,5 +77,6 @@ def _start(image: str) -> dict[str, Any]:
     wanted = here.config.start_mask
     written = None
     if wanted != "off":
-        written = start_seg(datastore, image, partial(here.predicted, image) if wanted == "prediction" else None)
+        predict = partial(here.predicted, image) if wanted == "prediction" else None
+        written = start_seg(datastore, image, predict, here.returns.delete if here.returns else None)
     return {"image": image, "series": written.series_uid if written else None}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pydicom
 import pytest
@@ -170,6 +171,43 @@ def test_an_annotated_series_that_grows_is_kept_but_not_asked_again(
     assert here.loop.labeled_slices(image_id) == {1: 1}
 
 
+def test_an_annotated_series_that_was_gone_comes_back_as_it_was(
+    own_archive: Any, tmp_path: Path, place: Callable[..., Place]
+) -> None:
+    array = np.arange(240, dtype=np.int16).reshape(8, 6, 5)
+    image_id = fill(own_archive, tmp_path, "gone", array)
+    here = place(own_archive, conditions="PatientID=gone")
+    here.datastore.refresh()
+    write_volume(tmp_path / "mask.nii.gz", np.ones((8, 6, 5), np.uint8), AFFINE)
+    here.datastore.submit(image_id, tmp_path / "mask.nii.gz", slices=[1])
+
+    def back_in_parts() -> None:
+        for series in httpx.get(f"{own_archive.root}/series").json():
+            httpx.delete(f"{own_archive.root}/series/{series}").raise_for_status()
+        here.datastore.refresh()
+        assert here.loop.catalogue.counts()["images"] == 0
+        files = sorted((tmp_path / "gone").glob("*.dcm"))
+        for part in (files[:2], files[2:]):
+            for file in part:
+                own_archive.upload(file)
+            here.datastore.refresh()
+
+    for cached in (True, False):
+        back_in_parts()
+        if not cached:
+            here.images.fetch(image_id).unlink()
+        assert here.loop.catalogue.image(image_id)["error"] is None
+        assert np.array_equal(read_volume(here.datastore.image_path(image_id)).array, array)
+        assert here.loop.labeled_slices(image_id) == {1: 1}
+    # As many instances, but others.
+    back_in_parts()
+    write_series(tmp_path / "gone", array, AFFINE @ np.diag([2, 1, 1, 1]), Study("gone"))
+    here.images.fetch(image_id).unlink()
+    back_in_parts()
+    with pytest.raises(Conflict, match="after slices were annotated"):
+        here.datastore.image_path(image_id)
+
+
 def spoil(files: list[Path], change: Callable[[pydicom.Dataset], None], which: slice = slice(2, 3)) -> None:
     for file in files[which]:
         instance = pydicom.dcmread(file)
@@ -226,6 +264,98 @@ def test_hostile_series_are_refused_by_name_and_the_server_goes_on(
         assert (counts["images"], counts["unreadable_images"]) == (1, len(expected))
         sample = http.post("/activelearning/random", json={"client_id": "ann"}).json()
         assert sample["id"] == good
+
+
+class Flaky(httpx.HTTPTransport):
+    """The way to an archive; while `how` is set, series are not given, and searches are answered as ever."""
+
+    how: str = ""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        if not self.how or "/series/" not in request.url.path:
+            return super().handle_request(request)
+        if self.how == "lost":
+            raise httpx.ReadError("the connection is gone", request=request)
+        if self.how == "cut off":
+            answer = super().handle_request(request)
+            kept = answer.read()[:-200]
+            return httpx.Response(200, headers={"Content-Type": answer.headers["Content-Type"]}, content=kept)
+        return httpx.Response(int(self.how))
+
+
+@pytest.mark.parametrize("how", ["500", "503", "404", "cut off"])
+def test_a_series_that_is_not_given_once_comes_back_into_the_pool(
+    archive: Any, tmp_path: Path, place: Callable[..., Place], how: str
+) -> None:
+    patient = f"flaky-{how.replace(' ', '-')}"
+    array = np.arange(240, dtype=np.int16).reshape(8, 6, 5)
+    image_id = fill(archive, tmp_path, patient, array)
+    here = place(archive, conditions=f"PatientID={patient}")
+    way = Flaky()
+    here.archive._http = httpx.Client(transport=way)
+    now = [1000.0]
+    here.datastore._clock = lambda: now[0]
+
+    def held() -> bool:
+        here.datastore.refresh()
+        return bool(here.loop.catalogue.build_pool().held.all())
+
+    assert not held()
+    for pause in (60, 120, 240):
+        way.how = how
+        with pytest.raises(Conflict, match="asked for again later"):
+            here.datastore.image_path(image_id)
+        assert held()
+        way.how = ""
+        now[0] += pause - 1
+        assert held(), "not too soon"
+        with pytest.raises(Conflict):
+            here.datastore.image_path(image_id)
+        now[0] += 1
+        assert not held()
+    assert np.array_equal(read_volume(here.datastore.image_path(image_id)).array, array)
+    # Annotated, and gone from the cache: its labels stay, and who tells of it need not wait.
+    write_volume(tmp_path / "mask.nii.gz", np.ones((8, 6, 5), np.uint8), AFFINE)
+    here.datastore.submit(image_id, tmp_path / "mask.nii.gz", slices=[1])
+    here.images.fetch(image_id).unlink()
+    way.how = how
+    with pytest.raises(Conflict):
+        here.datastore.image_path(image_id)
+    way.how = ""
+    assert here.datastore.look_for("", image_id) == [image_id]
+    assert np.array_equal(read_volume(here.datastore.image_path(image_id)).array, array)
+    assert here.loop.labeled_slices(image_id) == {1: 1}
+
+
+def test_a_series_whose_fetch_is_lost_stays_in_the_pool(
+    archive: Any, tmp_path: Path, place: Callable[..., Place]
+) -> None:
+    image_id = fill(archive, tmp_path, "flaky-lost")
+    here = place(archive, conditions="PatientID=flaky-lost")
+    way = Flaky()
+    here.archive._http = httpx.Client(transport=way)
+    here.datastore.refresh()
+    way.how = "lost"
+    with pytest.raises(Unavailable, match="the connection is gone"):
+        here.datastore.image_path(image_id)
+    assert not here.loop.catalogue.build_pool().held.any()
+    way.how = ""
+    assert read_volume(here.datastore.image_path(image_id)).array.shape == (8, 6, 5)
+
+
+def test_what_cannot_be_used_is_not_asked_for_again(archive: Any, tmp_path: Path, place: Callable[..., Place]) -> None:
+    array = np.arange(240, dtype=np.int16).reshape(8, 6, 5)
+    files = write_series(tmp_path / "unusable", array, AFFINE, Study("unusable"))
+    for file in (*files[:2], *files[3:]):
+        archive.upload(file)
+    here = place(archive, conditions="PatientID=unusable")
+    here.datastore.refresh()
+    with pytest.raises(Conflict, match="gap"):
+        here.datastore.image_path(series_uid("unusable"))
+    here.datastore._clock = lambda: time.time() + 1e6
+    here.datastore.refresh()
+    here.datastore.look_for("", series_uid("unusable"))
+    assert here.loop.catalogue.build_pool().held.all()
 
 
 def test_ten_thousand_series_are_a_pool_without_a_fetch(

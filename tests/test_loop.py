@@ -122,6 +122,15 @@ def test_unreadable_and_missing_images_are_held_but_keep_their_labels(make: Make
     assert loop.catalogue.image("patient000")["n_labeled"] == 1
 
 
+def test_a_ticket_of_an_image_that_is_gone_is_not_given_again(make: MakeLoop) -> None:
+    loop = make(volumes=2, slices=3)
+    open_round(loop)
+    ticket = loop.ask("random", "ann")[0]
+    loop.catalogue.sync([], [ticket.image_id], 1.0)
+    assert loop.ask("random", "ann")[0].image_id != ticket.image_id
+    assert loop.ticket(ticket.id).state == "released"
+
+
 def test_an_image_that_turns_out_unusable_ends_its_tickets_and_no_round_waits_for_it(make: MakeLoop) -> None:
     loop = make(volumes=2, slices=3)
     number = open_round(loop)

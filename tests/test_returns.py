@@ -1,6 +1,7 @@
 """Labels that come back by a real archive, step by step, with the archive and the server dying between any two steps."""
 
 import io
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,15 +17,16 @@ from bench.dicom_phantom import Study, uid, write_series
 from bench.seg_phantom import highdicom_seg, ohif_seg
 from datastore.archive import ArchiveDatastore
 from datastore.returns import Returns
-from datastore.rules import FINAL
-from datastore.seg_export import start_seg
+from datastore.rules import FINAL, ORIGINAL
+from datastore.seg_export import Form, composite_seg, start_seg, store_seg
 from datastore.volume_io import read_volume, write_volume
 from dicom.archive import Archive
 from dicom.images import ArchiveImages
 from dicom.seg_search import OrthancFeed
 from loop import events
 from loop.config import AppConfig
-from loop.errors import Unavailable
+from loop.errors import NotFound, Unavailable
+from loop.returned import Noticed
 from loop.rounds import Loop, Swept
 from loop.store import Store
 
@@ -375,6 +377,79 @@ def test_what_we_stored_ourselves_and_what_was_sent_directly_is_no_new_label(
     assert (here.rows()[sop]["state"], here.rows()[sop]["submission"]) == ("recorded", kept["submission"])
     assert here.loop.returned.get(written.sop_uid)["state"] == "ours"
     assert len(here.sent(image)) == 1
+
+
+def test_a_start_mask_gives_way_to_the_next_one(
+    archive: Any, place: Callable[..., Place], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = place(archive)
+    image = here.series()
+    here.returns.look()
+
+    def annotate(index: int) -> None:
+        write_volume(here.folder / "mask.nii.gz", box(index), AFFINE)
+        here.datastore.submit(image, here.folder / "mask.nii.gz", annotator="ann", slices=[index])
+
+    def begin() -> str:
+        written = start_seg(here.datastore, image, None, here.returns.delete)
+        assert written is not None
+        return written.sop_uid
+
+    def there(sop_uid: str) -> bool:
+        return bool(httpx.post(f"{archive.root}/tools/lookup", content=sop_uid).json())
+
+    annotate(0)
+    first = begin()
+    kept = composite_seg(here.datastore, image, ORIGINAL, Form("labelmap", "all"))
+    store_seg(here.datastore, image, kept)
+    annotate(1)
+    second = begin()
+    assert [there(uid) for uid in (first, second)] == [True, True], "somebody may be opening it"
+    monkeypatch.setattr(here.loop.returned, "clock", lambda: time.time() + 3600)
+    monkeypatch.setattr(OrthancFeed, "delete", lambda feed, sop_uid: False)
+    annotate(2)
+    third = begin()
+    monkeypatch.undo()
+    assert there(first), "an archive that deletes nothing is no trouble"
+    monkeypatch.setattr(here.loop.returned, "clock", lambda: time.time() + 7200)
+    annotate(3)
+    fourth = begin()
+    assert [there(uid) for uid in (first, second, third, fourth)] == [False, False, False, True]
+    assert there(kept.sop_uid), "what was stored to stay stays"
+    here.returns.look()
+    assert begin() == fourth
+    assert there(fourth)
+
+
+def test_nothing_but_our_own_is_deleted(archive: Any, place: Callable[..., Place]) -> None:
+    here = place(archive)
+    image = here.series()
+    here.returns.look()
+    sop = here.stow(ohif_seg(here.files[image], box(0), LABELS, f"theirs {here.patient}"))
+    here.returns.look()
+    assert not here.returns.delete(sop)
+
+
+def test_the_list_comes_in_pages(archive: Any, place: Callable[..., Place]) -> None:
+    here = place(archive)
+    seen = here.loop.returned
+    seen.clock = lambda: 7.0
+    seen.notice([Noticed(f"1.2.{k}") for k in range(7)])
+    seen.clock = lambda: 8.0
+    seen.notice([Noticed(f"1.3.{k}") for k in range(3)])
+    seen.notice([Noticed("1.4.1")], state="ours")
+    pages, before = list[list[str]](), None
+    while True:
+        rows = [row["sop_uid"] for row in seen.listed(limit=4, before=before)]
+        if not rows:
+            break
+        pages.append(rows)
+        before = rows[-1]
+    everything = [f"1.3.{k}" for k in range(3)] + [f"1.2.{k}" for k in range(7)]
+    assert pages == [everything[:4], everything[4:8], everything[8:]]
+    assert [row["sop_uid"] for row in seen.listed("ours", limit=4)] == ["1.4.1"]
+    with pytest.raises(NotFound, match="was seen"):
+        seen.listed(before="1.9")
 
 
 def test_a_start_mask_that_comes_back_unchanged_annotates_only_what_was_asked(

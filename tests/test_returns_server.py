@@ -125,11 +125,28 @@ def test_a_round_is_annotated_by_the_archive_alone_and_the_next_one_follows(
         for image in files:
             check_start(http, own_archive, image)
         assert len(listed(http)) == 4, "what we stored ourselves is nobody's answer"
+        check_pages(http)
 
 
 def listed(http: httpx.Client) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = http.get("/al/returns").json()["returns"]
     return found
+
+
+def check_pages(http: httpx.Client) -> None:
+    """All of them come, in the same order, however few at once; a state is looked for before it is counted."""
+    for state in ({}, {"state": "recorded"}, {"state": "ours"}):
+        everything = http.get("/al/returns", params=state).json()
+        found, following = [], {}
+        while True:
+            page = http.get("/al/returns", params={"limit": 3, **state, **following}).json()
+            found += page["returns"]
+            if page["next"] is None:
+                break
+            assert len(page["returns"]) == 3
+            following = {"before": page["next"]}
+        assert (found, everything["next"]) == (everything["returns"], None)
+    assert http.get("/al/returns", params={"before": "1.2.3"}).status_code == 404
 
 
 def check_start(http: httpx.Client, archive: Any, image: str) -> None:

@@ -98,6 +98,7 @@ def test_the_slicer_flow(demo: Path, tmp_path: Path, serve: Callable[..., Any]) 
     assert labels == ["organ", "vessel", "wall", "lesion"]
     assert info["models"] == {}, "a model without weights is not offered"
     assert set(info["trainers"]) == {"unet2d"}
+    assert next(iter(info["strategies"])) == "max_entropy", "the first is chosen unless told"
 
     done: dict[str, dict[int, np.ndarray]] = {}
     for visit in range(4):

@@ -2,12 +2,14 @@
 
     python pacs_loop.py --server http://127.0.0.1:8000 --archive http://127.0.0.1:8042/dicom-web
 
-In place of an annotator it takes what is bright for the first structure. Needs httpx, dicomweb-client, highdicom and numpy.
+In place of an annotator it takes what is bright for the first structure. The archive's account is that of the server:
+MONAI_LABEL_DICOMWEB_USERNAME and _PASSWORD, or _TOKEN. Needs httpx, dicomweb-client, highdicom and numpy.
 """
 
 import argparse
 import io
 import json
+import os
 import time
 from typing import Any
 
@@ -15,12 +17,18 @@ import highdicom as hd
 import httpx
 import numpy as np
 from dicomweb_client.api import DICOMwebClient
+from dicomweb_client.session_utils import create_session, create_session_from_user_pass
 from highdicom.seg import Segmentation, SegmentDescription
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 
 ANNOTATOR = "threshold"
 TRAINING_SECONDS = 1800
+MAY_BE_EMPTY = (
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime", "AccessionNumber",
+    "ReferringPhysicianName",
+)  # fmt: skip
+"""What highdicom wants of an instance, and some scanners and anonymisers leave out."""
 
 
 def place(instance: Dataset) -> float:
@@ -31,6 +39,9 @@ def place(instance: Dataset) -> float:
 
 def annotate(instances: list[Dataset], label: str) -> bytes:
     """A DICOM SEG of the asked instances; a slice with nothing on it keeps its frame, and so says that it was looked at."""
+    for instance in instances:
+        for keyword in MAY_BE_EMPTY:
+            instance.setdefault(keyword, "")
     pixels = np.stack([instance.pixel_array for instance in instances])
     mask = (pixels > pixels.mean() + pixels.std()).astype(np.uint8)
     segment = SegmentDescription(1, label, codes.SCT.Tissue, codes.SCT.Tissue, hd.seg.SegmentAlgorithmTypeValues.MANUAL)
@@ -91,6 +102,15 @@ def turn(http: httpx.Client, archive: DICOMwebClient, tickets: int) -> None:
     print(f"The mask of {asked['tickets'][0]['patient']} is in the archive as series {stored['series']}.")
 
 
+def connected(archive: str) -> DICOMwebClient:
+    """The archive, with the account of the environment."""
+    user, password, token = (
+        os.environ.get(f"MONAI_LABEL_DICOMWEB_{name}") for name in ("USERNAME", "PASSWORD", "TOKEN")
+    )
+    session = create_session_from_user_pass(user, password or "") if user and not token else create_session()
+    return DICOMwebClient(archive, session, headers={"Authorization": f"Bearer {token}"} if token else None)
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--server", default="http://127.0.0.1:8000")
@@ -98,7 +118,7 @@ def main() -> None:
     options.add_argument("--tickets", type=int, default=3)
     chosen = options.parse_args()
     with httpx.Client(base_url=chosen.server, timeout=600) as http:
-        turn(http, DICOMwebClient(chosen.archive), chosen.tickets)
+        turn(http, connected(chosen.archive), chosen.tickets)
 
 
 if __name__ == "__main__":
