@@ -12,6 +12,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Active learn
 
 _APP_DIR = Path(__file__).parent / "apps" / "radiology"
 _LOCAL = "127.0.0.1"
+_OWN_PROCESS = "the process is the command's own"
 
 
 @app.command()
@@ -109,6 +110,7 @@ def annotate(
 
 @app.command()
 def simulate(
+    context: typer.Context,
     images: Annotated[Path, typer.Option(help="folder of images")],
     labels: Annotated[Path, typer.Option(help="folder with the true mask of every image, named like the image")],
     out: Annotated[Path, typer.Option(help="folder of the results; the same command goes on where it was stopped")],
@@ -137,6 +139,7 @@ def simulate(
     """Simulate annotation campaigns, with the truth for an annotator, and write tables of what each strategy gained."""
     from bench.campaign.command import simulate_command
 
+    _fork_early(context)
     try:
         trouble = simulate_command(
             images, labels, scribbles, out,
@@ -171,6 +174,7 @@ def report(
 
 @app.command()
 def recommend(
+    context: typer.Context,
     studies: Annotated[
         Path, typer.Option("--studies", "-s", help="folder with the volumes, some annotated to the end")
     ],
@@ -193,6 +197,7 @@ def recommend(
     from bench.campaign.command import names_of
     from bench.campaign.protocol import seeds_of
 
+    _fork_early(context)
     command = " ".join(["nextslice", *sys.argv[1:]])
     try:
         chosen, names = tuple(seeds_of(seeds)), tuple(names_of(strategies))
@@ -261,6 +266,14 @@ def doctor(
         raise typer.Exit(1)
 
 
+def _fork_early(context: typer.Context) -> None:
+    """Runs are then forked from what is imported here already; not where others started us, who may have threads."""
+    if context.obj == _OWN_PROCESS:
+        from loop.forking import fork_server_from_here
+
+        fork_server_from_here()
+
+
 def _fail(message: str) -> None:
     typer.echo(f"nextslice: {message}", err=True)
     raise typer.Exit(2)
@@ -279,7 +292,7 @@ def _paired(arguments: list[str]) -> list[str]:
 
 def main() -> None:
     """Entry point."""
-    app(_paired(sys.argv[1:]))
+    app(_paired(sys.argv[1:]), obj=_OWN_PROCESS)
 
 
 if __name__ == "__main__":

@@ -150,12 +150,19 @@ def make_phantom(rng: np.random.Generator, *, setting: int, shape: tuple[int, in
 
 
 def write_phantoms(
-    folder: Path, *, patients: int = 24, seed: int = 0, volumes_per_patient: int = 1, progress: bool = False
+    folder: Path,
+    *,
+    patients: int = 24,
+    seed: int = 0,
+    volumes_per_patient: int = 1,
+    shape: tuple[int, int, int] | None = None,
+    progress: bool = False,
 ) -> list[str]:
     """Write a phantom study: folder/images, folder/labels and folder/images/nextslice.json; return the image ids.
 
     The same arguments give the same bytes.  The files appear only once all are made.  Half the patients have each
-    acquisition setting and a third have a lesion, in an order drawn from the seed.  progress: show a bar over volumes.
+    acquisition setting and a third have a lesion, in an order drawn from the seed.
+    shape: (X, Y, Z) voxels of every volume; None: of the acquisition setting.  progress: show a bar over volumes.
     """
     folder = Path(folder)
     if patients < 1 or volumes_per_patient < 1:
@@ -168,7 +175,7 @@ def write_phantoms(
         images, labels = Path(staged, "images"), Path(staged, "labels")
         images.mkdir()
         labels.mkdir()
-        study = _study(patients, volumes_per_patient, seed)
+        study = _study(patients, volumes_per_patient, seed, shape)
         for image_id, phantom in tqdm(study, total=patients * volumes_per_patient, unit="vol", disable=not progress):
             _write_nifti(images / f"{image_id}.nii.gz", phantom.image, phantom.affine)
             _write_nifti(labels / f"{image_id}.nii.gz", phantom.label, phantom.affine)
@@ -190,7 +197,7 @@ def _refuse_used(folder: Path) -> None:
         raise FileExistsError(f"{folder} {what}: phantoms are not written over it; delete it or name a new folder")
 
 
-def _study(patients: int, volumes: int, seed: int) -> Iterator[tuple[str, Phantom]]:
+def _study(patients: int, volumes: int, seed: int, shape: tuple[int, int, int] | None) -> Iterator[tuple[str, Phantom]]:
     """Yield the image id and the phantom of each volume of a study, patient after patient."""
     order_seed, *patient_seeds = np.random.SeedSequence(seed).spawn(patients + 1)
     order = np.random.default_rng(order_seed)
@@ -203,7 +210,8 @@ def _study(patients: int, volumes: int, seed: int) -> Iterator[tuple[str, Phanto
         anatomy = _draw_anatomy(rng, has_lesion=bool(lesions[number - 1]))
         for scan in range(1, volumes + 1):
             image_id = f"patient{number:03d}" + (f"_scan{scan}" if volumes > 1 else "")
-            yield image_id, _scan(_reposition(anatomy, rng), rng, setting=setting, shape=_SETTINGS[setting].shape)
+            size = shape or _SETTINGS[setting].shape
+            yield image_id, _scan(_reposition(anatomy, rng), rng, setting=setting, shape=size)
 
 
 def _write_nifti(path: Path, data: NDArray[Any], affine: _Floats) -> None:

@@ -26,6 +26,12 @@ _FRESH = {
 }  # fmt: skip
 """Imported anew by every process: MONAI Label reads the environment when it is imported."""
 
+_LIBRARIES = (
+    "loop.preload", "loop.assembly", "fastapi", "jwt", "passlib.handlers.bcrypt", "requests_toolbelt", "sse_starlette",
+    "typer", "uvicorn",
+)  # fmt: skip
+"""What is imported once: with ours, all that ours import of others."""
+
 _START_SECONDS = 120
 _POLL_SECONDS = 0.02
 
@@ -75,7 +81,7 @@ class WarmProcess:
 
 
 class Warm:
-    """Starts `python -m MODULE ...` as `WarmProcess`es; ends with them when closed."""
+    """Starts `python -m MODULE ...` and `python -c CODE ...` as `WarmProcess`es; ends with them when closed."""
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="warm-")
@@ -91,16 +97,16 @@ class Warm:
         environment: Mapping[str, str],
         errors: Path | None = None,
     ) -> WarmProcess:
-        """Run [sys.executable, "-m", module, ...] in a session of its own.
+        """Run [sys.executable, "-m", module, ...] or [sys.executable, "-c", code, ...] in a session of its own.
 
         Args:
             log: what it prints goes to the end of it; of errors too, unless `errors` is given.
             folder: it works there.
         """
-        if list(command[:2]) != [sys.executable, "-m"]:
-            raise ValueError(f"Only `python -m` of this interpreter can be warm, got {command[:2]}.")
+        if command[0] != sys.executable or command[1] not in ("-m", "-c"):
+            raise ValueError(f"Only `python -m` and `python -c` of this interpreter can be warm, got {command[:2]}.")
         wish = {
-            "args": command[2:], "log": str(log), "errors": str(errors or log), "folder": str(folder),
+            "args": command[1:], "log": str(log), "errors": str(errors or log), "folder": str(folder),
             "environment": dict(environment),
         }  # fmt: skip
         told = self._connected()
@@ -131,8 +137,8 @@ class Warm:
 
 def _listen(address: str) -> None:
     """The warm process's life."""
-    importlib.import_module("loop.preload")
-    importlib.import_module("loop.assembly")
+    for module in _LIBRARIES:
+        importlib.import_module(module)
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -174,7 +180,7 @@ def _tell(told: socket.socket, status: int) -> None:
 
 
 def _become(args: Sequence[str], log: str, errors: str, folder: str, environment: dict[str, str]) -> NoReturn:
-    """Be `python -m args...` from here on."""
+    """Be `python args...` from here on."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
@@ -188,8 +194,13 @@ def _become(args: Sequence[str], log: str, errors: str, folder: str, environment
     tempfile.tempdir = None
     for name in [name for name in sys.modules if name.partition(".")[0] in _FRESH]:
         del sys.modules[name]
-    sys.argv = list(args)
-    runpy.run_module(args[0], run_name="__main__", alter_sys=True)
+    option, sys.argv = args[0], list(args[1:])
+    if option == "-m":
+        runpy.run_module(args[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv[0] = option
+        sys.path.insert(0, folder)
+        exec(args[1], {"__name__": "__main__"})
     raise SystemExit  # with all that an interpreter does at its end
 
 

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -184,11 +184,24 @@ def nextslice(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subproc
     """The command: nextslice(*arguments, cwd=folder)."""
 
     def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-        folder = tmp_path_factory.mktemp("printed")
-        command = [sys.executable, "-m", "cli", *arguments]
-        running = warm().start(command, folder / "out", cwd, os.environ, folder / "errors")
-        told = running.wait(600)
-        return subprocess.CompletedProcess(command, told, (folder / "out").read_text(), (folder / "errors").read_text())
+        return run_warm(["-m", "cli", *arguments], cwd, tmp_path_factory.mktemp("printed"))
+
+    return run
+
+
+def run_warm(arguments: Sequence[str], cwd: Path, printed: Path) -> subprocess.CompletedProcess[str]:
+    """`python arguments...` in a process with the libraries imported already, to its end."""
+    command = [sys.executable, *arguments]
+    status = warm().start(command, printed / "out", cwd, os.environ, printed / "errors").wait(600)
+    return subprocess.CompletedProcess(command, status, (printed / "out").read_text(), (printed / "errors").read_text())
+
+
+@pytest.fixture(scope="session")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A process of its own, with the libraries imported already: python("-c", code, cwd=folder), or "-m" and a module."""
+
+    def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+        return run_warm(arguments, cwd, tmp_path_factory.mktemp("printed"))
 
     return run
 

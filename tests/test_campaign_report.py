@@ -3,8 +3,7 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -260,19 +259,14 @@ def test_a_wide_campaign_of_many_strategies_and_classes(campaign: Path) -> None:
     assert len(Page(write_report(campaign)).of("img")) == len(PICTURES)
 
 
-def test_the_command(campaign: Path, tmp_path: Path) -> None:
-    def report(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "cli", "report", *arguments], capture_output=True, text=True, cwd=ROOT, check=False
-        )
-
+def test_the_command(campaign: Path, tmp_path: Path, nextslice: Callable[..., Any]) -> None:
     out = tmp_path / "page.html"
-    done = report(str(campaign), "--out", str(out), "--reference", "random")
+    done = nextslice("report", str(campaign), "--out", str(out), "--reference", "random", cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "Compared with random" in Page(out).text
     with pytest.raises(NotFound, match="foreground_random"):
         write_report(campaign, reference="best")
-    nowhere = report(str(tmp_path / "nowhere"))
+    nowhere = nextslice("report", str(tmp_path / "nowhere"), cwd=ROOT)
     assert nowhere.returncode == 2
     assert "campaign.json" in nowhere.stderr
     assert "Traceback" not in nowhere.stderr

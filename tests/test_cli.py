@@ -75,15 +75,15 @@ def test_doctor_finds_a_broken_volume(tmp_path: Path, nextslice: Run) -> None:
 @pytest.mark.slow
 def test_the_robot_does_the_whole_job_and_dice_rises(tmp_path: Path, serve: Callable[..., Any], nextslice: Run) -> None:
     """Three rounds with no hand on it: ask, submit, retrain, publish, sweep, new round."""
-    write_phantoms(tmp_path / "demo", patients=30, seed=3)
-    server = serve(tmp_path / "demo", epochs="10", steps_per_epoch="25", batch_size="8")
-    asked = ["--truth", str(server.truth), "--strategy", "max_entropy", "--until", "30"]
+    write_phantoms(tmp_path / "demo", patients=22, seed=3, shape=(48, 48, 12))
+    server = serve(tmp_path / "demo", epochs="10", steps_per_epoch="18", batch_size="8", budget="6")
+    asked = ["--truth", str(server.truth), "--strategy", "max_entropy", "--until", "18"]
     ended = nextslice("annotate", "--server", server.url, *asked, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr[-2000:] + server.log.read_text()[-2000:]
     lines = re.findall(
         r"round (\d): (\d+) slices annotated, model \w+, mean Dice ([\d.]+)(?: \+- [\d.]+)? on \d+ unseen", ended.stdout
     )
-    assert [(int(number), int(slices)) for number, slices, _ in lines] == [(1, 10), (2, 20), (3, 30)]
+    assert [(int(number), int(slices)) for number, slices, _ in lines] == [(1, 6), (2, 12), (3, 18)]
     went = re.search(r"unseen to the end, mean Dice went ([\d.]+) -> [\d.]+ -> ([\d.]+)", ended.stdout)
     assert went, ended.stdout
     assert float(went[2]) > float(went[1])

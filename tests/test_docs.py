@@ -3,7 +3,7 @@
 import re
 import shutil
 import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,17 +13,19 @@ import strategies
 from loop.config import AppConfig
 
 ROOT = Path(__file__).parent.parent
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def test_every_endpoint_is_in_the_documentation() -> None:
+def test_every_endpoint_is_in_the_documentation(python: Run) -> None:
     """In a process of its own: the application belongs to MONAI Label's global state."""
     code = (
         "from server.app import application as a\n"
         "print(*[f'{m} {p}' for p, ms in a.openapi()['paths'].items() for m in ms], sep='\\n')"
     )
-    paths = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
-    ).stdout.split("\n")
+    ended = python("-c", code, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr
+    paths = ended.stdout.split("\n")
+    assert "get /info/" in paths
     text = (ROOT / "docs" / "rest.md").read_text()
     missing = [
         line
@@ -43,10 +45,9 @@ def test_every_setting_is_in_the_documentation(setting: str) -> None:
     )
 
 
-def test_the_tables_of_strategies_are_what_the_command_prints() -> None:
-    printed = subprocess.run(
-        [sys.executable, "-m", "cli", "strategies"], capture_output=True, text=True, check=True, cwd=ROOT
-    )
+def test_the_tables_of_strategies_are_what_the_command_prints(nextslice: Run) -> None:
+    printed = nextslice("strategies", cwd=ROOT)
+    assert printed.returncode == 0, printed.stderr
     assert printed.stdout.count("\n|") > 2 * len(strategies.names())
     text = (ROOT / "docs" / "strategies.md").read_text()
     assert printed.stdout.strip() in text, "run `nextslice strategies` and put its tables into docs/strategies.md"
@@ -58,7 +59,7 @@ def test_every_strategy_has_its_formula_on_a_page(name: str) -> None:
     assert f"`{re.sub('^(sb|power)_.*', lambda form: f'{form[1]}_<name>', name)}`" in pages
 
 
-def test_the_example_strategy_of_the_contributing_guide_works(tmp_path: Path) -> None:
+def test_the_example_strategy_of_the_contributing_guide_works(tmp_path: Path, python: Run) -> None:
     """Its file, its test and its row, in a copy of the packages that they touch."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
     for package in ("strategies", "loop"):
@@ -73,12 +74,9 @@ def test_the_example_strategy_of_the_contributing_guide_works(tmp_path: Path) ->
     script = (
         "import strategies; print(strategies.__file__, *strategies.names()); strategies.get('middle', {'offset': 2})"
     )
-    ran = [
-        subprocess.run(
-            [sys.executable, *command], capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": "."}
-        )
-        for command in (["-c", script], ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_middle.py"])
-    ]
+    test = "import pytest, sys; sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', 'tests/test_middle.py']))"
+    ran = [python("-c", code, cwd=tmp_path) for code in (script, test)]
     assert str(tmp_path) in ran[0].stdout
     assert " middle " in ran[0].stdout
+    assert ran[1].returncode == 0, ran[1].stdout + ran[1].stderr
     assert "1 passed" in ran[1].stdout, ran[1].stdout + ran[1].stderr

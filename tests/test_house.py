@@ -1,6 +1,7 @@
 """The house rules: who may import whom, and what every strategy and model name must be."""
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -38,12 +39,14 @@ FORBIDDEN = {
 }
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     """{dotted name: file} of all our code."""
     files = [file for package in PACKAGES for file in sorted((ROOT / package).rglob("*.py"))]
     return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
 
 
+@functools.cache
 def imports(file: Path) -> set[str]:
     """Every module a file names in an import, wherever it stands."""
     found: set[str] = set()
@@ -61,7 +64,7 @@ def reached(name: str, known: dict[str, Path]) -> set[str]:
     todo, seen = [name], set[str]()
     while todo:
         current = todo.pop()
-        for target in imports(known[current]) & set(known):
+        for target in imports(known[current]) & known.keys():
             if target not in seen:
                 seen.add(target)
                 todo.append(target)

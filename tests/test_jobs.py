@@ -22,6 +22,7 @@ from infers.engine import Segmenter
 from loop.catalogue import Found
 from loop.conductor import Conductor
 from loop.config import AppConfig
+from loop.forking import fork_context
 from loop.rounds import Loop, Submission
 from loop.store import Store
 from loop.worker import run, train
@@ -152,7 +153,7 @@ def test_an_ensemble_whose_training_is_killed_votes_with_what_is_there(office: O
     office.label()
     older = office.done("train")["result"]["members"]
     job_id = office.queued("train", steps_per_epoch=60)
-    child = multiprocessing.get_context("spawn").Process(target=run, args=(office.workplace, job_id))
+    child = fork_context().Process(target=run, args=(office.workplace, job_id))
     child.start()
     until = time.monotonic() + 60
     while office.weights.current() == older[0] and time.monotonic() < until:

@@ -2,11 +2,9 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -72,7 +70,7 @@ def asked(studies: Path, *more: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def recommended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def recommended(tmp_path_factory: pytest.TempPathFactory, python: Callable[..., Any]) -> tuple[Path, str]:
     """The studies folder, and what was said; where MONAI Label cannot be imported."""
     annotator = Annotator(tmp_path_factory.mktemp("recommend") / "study")
     for number in range(WHOLE):
@@ -83,11 +81,10 @@ def recommended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     blocked = annotator.studies.parent / "blocked"
     blocked.mkdir()
     (blocked / "monailabel.py").write_text("raise ImportError('not on this machine')\n")
-    ended = subprocess.run(
-        [sys.executable, "-m", "cli",
-         *asked(annotator.studies, "--strategies", "random,core_set", "--seeds", "2", "--rounds", "1")],
-        capture_output=True, text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{blocked}:{ROOT}"},
-    )  # fmt: skip
+    # First on the path, and of its children's.
+    code = f"import sys; sys.path.insert(0, {str(blocked)!r}); import cli; cli.main()"
+    arguments = asked(annotator.studies, "--strategies", "random,core_set", "--seeds", "2", "--rounds", "1")
+    ended = python("-c", code, *arguments, cwd=ROOT)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert contents(annotator.studies) == before, "the folder and its store are only read"
     return annotator.studies, ended.stdout

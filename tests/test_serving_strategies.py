@@ -10,8 +10,16 @@ import numpy as np
 import pytest
 
 import strategies
+from bench.phantom import write_phantoms
 
 _BUDGET = 4
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Path:
+    """Four small phantom patients: a sweep is as long as the pool."""
+    write_phantoms(tmp_path / "demo", patients=4, seed=1, shape=(40, 40, 20))
+    return tmp_path / "demo"
 
 
 def submit(http: Any, server: Any, folder: Path, sample: dict[str, Any]) -> None:
@@ -39,12 +47,12 @@ def with_a_model(server: Any, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_strategy_has_a_round_of_its_own(demo: Path, serve: Callable[..., Any], tmp_path: Path) -> None:
+def test_every_strategy_has_a_round_of_its_own(few: Path, serve: Callable[..., Any], tmp_path: Path) -> None:
     settings = {
         "usim_c.passes": "3", "usim_f.passes": "3", "mc_variance.passes": "4", "tta.views": "3", "bsq.passes": "3",
         "representation_epochs": "1", "heads": "deal,learning_loss", "ensemble": "2",
     }  # fmt: skip
-    server = serve(demo, budget=str(_BUDGET), retrain="false", epochs="4", steps_per_epoch="10", **settings)
+    server = serve(few, budget=str(_BUDGET), retrain="false", epochs="4", steps_per_epoch="10", **settings)
     with_a_model(server, tmp_path)
     names = strategies.names()
     random.Random(0).shuffle(names)  # none may lean on what another left behind
@@ -72,9 +80,9 @@ def test_every_strategy_has_a_round_of_its_own(demo: Path, serve: Callable[..., 
 
 
 def test_parameters_of_a_request_count_for_that_round_and_are_checked(
-    demo: Path, serve: Callable[..., Any], tmp_path: Path
+    few: Path, serve: Callable[..., Any], tmp_path: Path
 ) -> None:
-    server = serve(demo, budget=str(_BUDGET), retrain="false", **{"bald.passes": "3"})
+    server = serve(few, budget=str(_BUDGET), retrain="false", **{"bald.passes": "3"})
     with_a_model(server, tmp_path)
     with server.client() as http:
 

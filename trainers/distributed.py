@@ -1,7 +1,6 @@
 """One training by several processes, a GPU each: DistributedDataParallel on one machine."""
 
 import logging
-import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from loop.errors import BadInput, NextSliceError
+from loop.forking import fork_context
 from loop.parent import end_with_parent
 from models.spec import ModelSpec
 from trainers import engine
@@ -112,8 +112,8 @@ class _Processes:
     def __init__(self, task: _Task, report: Callable[..., None], warn: Callable[[str], None]) -> None:
         self._task, self._report, self._warn = task, report, warn
         self._done: tuple[dict[str, Any], list[dict[str, Any]]] | None = None
-        # Spawned, not forked: CUDA does not survive a fork.
-        context = multiprocessing.get_context("spawn")
+        # Not forked from here: CUDA does not survive a fork, and the fork server has none.
+        context = fork_context()
         self._running: dict[int, tuple[Any, Connection]] = {}
         for rank in range(len(task.devices)):
             here, there = context.Pipe(duplex=False)

@@ -77,6 +77,10 @@ class Campaign:
         """Rounds whose results are kept, the start among them."""
         return len(list(self.folder(strategy, seed).glob("round*.json")))
 
+    def ended(self, strategy: str, seed: int) -> bool:
+        """Whether the run is done, its last round and what comes after it."""
+        return (self.folder(strategy, seed) / "done").is_file()
+
 
 class Run:
     """One strategy and seed."""
@@ -96,7 +100,7 @@ class Run:
         Raises:
             NextSliceError: a job failed, with its reason.
         """
-        if (self.folder / "done").is_file():
+        if self.campaign.ended(self.strategy, self.seed):
             return
         self._prepare()
         # Half a sweep that was killed: the other half, in other batches, could differ in the last bit.

@@ -89,7 +89,7 @@ def _tell_of_maps(campaign: Campaign, names: Sequence[str], say: Callable[[str],
     """A run that was done before has no model any more to make its map with."""
     if campaign.maps is None:
         return
-    done = [name for name in names if name != UPPER_BOUND and (campaign.folder(name, campaign.maps) / "done").is_file()]
+    done = [name for name in names if name != UPPER_BOUND and campaign.ended(name, campaign.maps)]
     lacking = [name for name in done if not map_file(campaign.out, name, campaign.maps).is_file()]
     if lacking:
         say(f"No map of {', '.join(lacking)}: the run was done before, or its features are all alike.")
@@ -139,6 +139,11 @@ def _run_all(
     done = sum(campaign.done(name, seed) for name, seed in tasks)
     progress = Progress(total, done, say)
     threads = max(1, (os.cpu_count() or 1) // workers)
+    there = [(name, seed) for name, seed in tasks if campaign.ended(name, seed)]
+    for name, seed in there:
+        yield Outcome(name, seed, "")
+    # Processes are started with the first run that is handed in: none where everything is there.
+    left = [task for task in tasks if task not in there]
     with (
         tqdm(total=total, initial=done, desc="campaign", unit="round", disable=None) as bar,
         ProcessPoolExecutor(
@@ -147,7 +152,7 @@ def _run_all(
     ):
         waiting: dict[Future[str], tuple[str, int]] = {
             pool.submit(_run_one, campaign, name, seed, devices[index % len(devices)]): (name, seed)
-            for index, (name, seed) in enumerate(tasks)
+            for index, (name, seed) in enumerate(left)
         }
         try:
             while waiting:
