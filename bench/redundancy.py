@@ -75,7 +75,7 @@ class Setup:
 
 
 FULL = Setup(patients=20, start=20, budget=50, copies=100, epochs=12, steps=25, seeds=5)
-QUICK = Setup(patients=6, start=12, budget=20, copies=100, epochs=3, steps=20, seeds=1)
+QUICK = Setup(patients=4, start=10, budget=12, copies=50, epochs=3, steps=15, seeds=1)
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,12 @@ def whole(phantoms: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are laid out by the code under test, and not turned into pixels, which takes the longest."""
+    monkeypatch.setattr("bench.campaign.report._png", lambda figure: b"\x89PNG\r\n\x1a\n")
+
+
+@pytest.fixture
 def campaign(whole: Path, tmp_path: Path) -> Path:
     """A copy without report, to change."""
     copy = tmp_path / "out"
@@ -186,6 +192,7 @@ def test_the_same_tables_give_the_same_page(whole: Path, campaign: Path) -> None
     assert write_report(campaign).read_text() == (whole / "report.html").read_text()
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_a_campaign_that_still_runs(campaign: Path) -> None:
     for name in ("scores", "picks", "timings"):
         rows = pd.read_csv(campaign / f"{name}.csv", dtype=str)
@@ -201,6 +208,7 @@ def test_a_campaign_that_still_runs(campaign: Path) -> None:
         assert said in text
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_a_campaign_after_its_start_only(campaign: Path) -> None:
     for name in ("scores", "picks", "timings"):
         rows = pd.read_csv(campaign / f"{name}.csv", dtype=str)
@@ -208,6 +216,7 @@ def test_a_campaign_after_its_start_only(campaign: Path) -> None:
     assert "Nothing can be compared" in Page(write_report(campaign)).text
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_images_that_are_gone_are_said_to_be(campaign: Path) -> None:
     change(campaign, images="/nowhere", masks="/nowhere")
     shutil.rmtree(campaign / "maps")
@@ -216,6 +225,7 @@ def test_images_that_are_gone_are_said_to_be(campaign: Path) -> None:
     assert len(page.of("img")) == len(PICTURES) - 2
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_volumes_instead_of_slices(tmp_path: Path, phantoms: Path) -> None:
     folder = write_campaign(tmp_path / "out", phantoms / "images", phantoms / "labels", unit="volume")
     rows = pd.read_csv(folder / "picks.csv", dtype=str)
@@ -225,6 +235,7 @@ def test_volumes_instead_of_slices(tmp_path: Path, phantoms: Path) -> None:
     assert len(page.of("img")) == len(PICTURES)
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_every_string_is_escaped(campaign: Path) -> None:
     bad = '<script>alert("x")</script>'
     change(campaign, title=bad, command=bad, scale=bad, settings={bad: bad})
@@ -242,6 +253,7 @@ def test_every_string_is_escaped(campaign: Path) -> None:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1, table
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_the_main_of_it_is_markdown(campaign: Path) -> None:
     write_report(campaign)
     told = (campaign / "report.md").read_text()
@@ -251,6 +263,7 @@ def test_the_main_of_it_is_markdown(campaign: Path) -> None:
     assert "| random |" in told
 
 
+@pytest.mark.usefixtures("unpainted")
 def test_a_wide_campaign_of_many_strategies_and_classes(campaign: Path) -> None:
     rows = pd.read_csv(campaign / "scores.csv", dtype=str)
     own = rows[rows["strategy"] == "max_entropy"]

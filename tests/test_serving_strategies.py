@@ -52,7 +52,9 @@ def test_every_strategy_has_a_round_of_its_own(few: Path, serve: Callable[..., A
         "usim_c.passes": "3", "usim_f.passes": "3", "mc_variance.passes": "4", "tta.views": "3", "bsq.passes": "3",
         "representation_epochs": "1", "heads": "deal,learning_loss", "ensemble": "2",
     }  # fmt: skip
-    server = serve(few, budget=str(_BUDGET), retrain="false", epochs="4", steps_per_epoch="10", **settings)
+    server = serve(
+        few, budget=str(_BUDGET), slices_per_ticket="1", retrain="false", epochs="4", steps_per_epoch="10", **settings
+    )
     with_a_model(server, tmp_path)
     names = strategies.names()
     random.Random(0).shuffle(names)  # none may lean on what another left behind
