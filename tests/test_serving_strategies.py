@@ -17,8 +17,8 @@ _BUDGET = 4
 
 @pytest.fixture
 def few(tmp_path: Path) -> Path:
-    """Four small phantom patients: a sweep is as long as the pool."""
-    write_phantoms(tmp_path / "demo", patients=4, seed=1, shape=(40, 40, 20))
+    """Three small phantom patients: a sweep is as long as the pool."""
+    write_phantoms(tmp_path / "demo", patients=3, seed=1, shape=(40, 40, 18))
     return tmp_path / "demo"
 
 
