@@ -197,10 +197,14 @@ class Conductor:
         for name in here:
             self._plan_here(name)
         rest = [name for name in fresh if name not in here]
-        if rest:
-            self.loop.jobs.queue(
-                "sweep", ",".join(rest), {"strategies": rest}, "the last round is done or its model is not current"
-            )
+        if not rest:
+            return
+        why = "the last round is done or its model is not current"
+        try:
+            self.loop.jobs.queue("sweep", ",".join(rest), {"strategies": rest}, why)
+        except Conflict:  # somebody asked for a sweep since the look above: what is stale after it has its turn then
+            for name in rest:
+                del self._tried[name]
 
     def _is_stale(self, newest: RowMapping | None) -> bool:
         if newest is None or newest["unit"] != self.loop.config.unit:
