@@ -21,6 +21,8 @@ PREPROCESSING = 1
 """Counts up when `prepare` makes something else of the same image: what was kept of it is stale then."""
 
 _CLIP_PERCENT = (0.5, 99.5)
+_MOST_COUNTED = 1 << 16
+"""Different whole numbers that are counted to put voxels in order."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +81,21 @@ def finite_voxels(array: npt.NDArray[Any]) -> Tensor:
 
 
 def _percentiles(array: npt.NDArray[Any]) -> list[float]:
-    """Those of _CLIP_PERCENT, interpolated; voxels are partitioned in their own type, several times faster than as floats."""
+    """Those of _CLIP_PERCENT, interpolated between neighbours in order."""
     places = [percent / 100 * (array.size - 1) for percent in _CLIP_PERCENT]
     wanted = sorted({bound for place in places for bound in (math.floor(place), math.ceil(place))})
-    values = np.partition(array.ravel(order="K"), wanted)
-    return [
-        float(values[math.floor(place)]) * (1 - place % 1) + float(values[math.ceil(place)]) * (place % 1)
-        for place in places
-    ]
+    values = dict(zip(wanted, _in_order(array.ravel(order="K"), wanted), strict=True))
+    return [values[math.floor(place)] * (1 - place % 1) + values[math.ceil(place)] * (place % 1) for place in places]
+
+
+def _in_order(voxels: npt.NDArray[Any], ranks: Sequence[int]) -> list[float]:
+    """The voxels of these ranks; in their own type, which is several times faster than as floats."""
+    if voxels.dtype.kind in "iu" and voxels.itemsize < np.dtype(np.intp).itemsize:
+        low, high = int(voxels.min()), int(voxels.max())
+        if high - low < _MOST_COUNTED:
+            counted = np.bincount(np.subtract(voxels, low, dtype=np.intp))
+            return [float(low + rank) for rank in np.searchsorted(counted.cumsum(), ranks, side="right")]
+    return [float(value) for value in np.partition(voxels, ranks)[ranks]]
 
 
 def as_items(spec: ModelSpec, volume: Tensor, axis: int) -> Tensor:

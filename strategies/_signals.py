@@ -6,7 +6,7 @@ A signal's name holds its parameters, because values are kept on disk under it.
 
 import hashlib
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Literal
 
 import torch
@@ -48,6 +48,11 @@ def _two_best(probs: Tensor) -> tuple[Tensor, Tensor]:
     return best, second
 
 
+def _best(probs: Tensor) -> Tensor:
+    """(B, *S) largest probability."""
+    return reduce(torch.maximum, probs.unbind(1))
+
+
 def margin_map(probs: Tensor) -> Tensor:
     """(B, *S) minus the gap between the two likeliest classes, in [-1, 0]."""
     best, second = _two_best(probs)
@@ -56,7 +61,7 @@ def margin_map(probs: Tensor) -> Tensor:
 
 def least_confidence_map(probs: Tensor) -> Tensor:
     """(B, *S) minus the probability of the likeliest class."""
-    return -_two_best(probs)[0]
+    return -_best(probs)
 
 
 def _reduce(probs: Tensor, pixel_map: Callable[[Tensor], Tensor], aggregate: str) -> Tensor:
@@ -76,8 +81,7 @@ def pixel_signal(name: str, pixel_map: Callable[[Tensor], Tensor], aggregate: st
 
 def foreground_fraction(probs: Tensor) -> Tensor:
     """(B,) share of pixels whose likeliest class is not background (class 0); equal probabilities are background."""
-    best, _ = _two_best(probs[:, 1:])
-    return (best > probs[:, 0]).flatten(1).float().mean(1)
+    return (_best(probs[:, 1:]) > probs[:, 0]).flatten(1).float().mean(1)
 
 
 FOREGROUND_FRACTION = Signal("foreground_fraction", Probs(), foreground_fraction)

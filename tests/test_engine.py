@@ -21,6 +21,7 @@ from loop.pool import WHOLE, ItemTable, Pool
 from loop.signals import sweep
 from loop.views import Probs
 from models import ModelSpec
+from models.preprocess import normalised
 from strategies.max_entropy import MaxEntropy
 
 CPU = torch.device("cpu")
@@ -103,6 +104,16 @@ def plain_normalised(array: np.ndarray) -> np.ndarray:
     low, high = np.percentile(array, (0.5, 99.5))
     clipped = np.clip(array.astype(np.float64), low, high)
     return (clipped - clipped.mean()) / clipped.std()
+
+
+@pytest.mark.parametrize("scale", [1, 100, 1e5], ids=["narrow", "wide", "too wide to count"])
+@pytest.mark.parametrize("kind", ["uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64", "float32"])
+def test_normalised_is_numpys_percentiles_in_every_type(kind: str, scale: float) -> None:
+    limits = np.iinfo(kind) if kind != "float32" else np.finfo(kind)
+    scale = min(scale, float(limits.max) / 10)
+    drawn = np.random.default_rng(0).normal(0 if kind[0] != "u" else 5 * scale, scale, (13, 11, 7))
+    array = np.clip(np.rint(drawn), max(float(limits.min), -1e9), min(float(limits.max), 1e9)).astype(kind)
+    np.testing.assert_allclose(normalised(array).numpy(), plain_normalised(array), atol=2e-5)
 
 
 def plain_probs(network: nn.Module, item: np.ndarray) -> Tensor:
