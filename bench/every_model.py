@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 import models
 from bench.live import Server
+from bench.model_dice import settings_of
 from bench.robot import Examiner, Robot, RobotError
 from bench.serving import our_server
 from bench.tables import table
@@ -57,7 +58,14 @@ def train_and_infer(server: Server, truth: Path, model: str, slices: int, evalua
 def serve_one(model: str, images: Path, truth: Path, conf: Mapping[str, str], slices: int, evaluate: int) -> list[str]:
     """A row of the table."""
     unit = "volume" if model.endswith("3d") else "slice"
-    own = {**conf, "model": model, "unit": unit, "retrain": "false", "validation_share": "0", "budget": str(slices)}
+    own = {
+        **settings_of(model, conf),
+        "model": model,
+        "unit": unit,
+        "retrain": "false",
+        "validation_share": "0",
+        "budget": str(slices),
+    }
     with tempfile.TemporaryDirectory(prefix="nextslice-model-") as folder:
         studies = Path(shutil.copytree(images, Path(folder) / "studies"))
         with our_server(studies, Path(folder) / "home", own) as server:

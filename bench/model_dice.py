@@ -58,8 +58,8 @@ def _line(name: str, steps: int, seconds: float, scores: Mapping[str, FloatArray
     return cells
 
 
-def _settings_of(name: str, settings: Mapping[str, str]) -> dict[str, str]:
-    """Without a spacing or patch that the model cannot have: nnU-Net plans its own, and a volume has three numbers."""
+def settings_of(name: str, settings: Mapping[str, str]) -> dict[str, str]:
+    """Those without a spacing or patch that the model cannot have: nnU-Net plans its own, and a volume has three numbers."""
     dimensions = 3 if name.endswith("3d") else 2
     cannot = {key for key in ("spacing", "patch") if key in settings and settings[key].count(",") != dimensions - 1}
     return {
@@ -85,7 +85,7 @@ def main(
     rows = list[list[str]]()
     for name in tqdm(only or models.names(), desc="train", unit="model", disable=None):
         unit = "volume" if name.endswith("3d") else "slice"
-        own = _settings_of(name, settings)
+        own = settings_of(name, settings)
         config = AppConfig.from_conf({**own, "unit": unit, "model": name}, str(images))
         study = Study.of(images, labels, config)
         plan = Protocol(unit=unit, model=name, conf={"epochs": "1", "steps_per_epoch": str(steps)})
