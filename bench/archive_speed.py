@@ -62,6 +62,8 @@ class Size:
 
 
 QUICK, FULL = Size(100, 1, 5), Size(1000, 3, 15)
+_BUDGET = 400
+"""Items in a round: enough that every sample is a ticket of its own."""
 SAVED_AND_STORED = "ours, and SEG stored"
 
 
@@ -162,9 +164,11 @@ def measure(archive: Orthanc, folder: Path, size: Size) -> Found:
 def _server(name: str, url: str, home: Path, tools: Path) -> Server:
     if name == OURS:
         labels = ",".join(_LABELS)
-        return our_server(
-            url, home, {"state": str(home / "state"), "labels": labels, "retrain": "false", "archive_modalities": "MR"}
-        )
+        conf = {
+            "state": str(home / "state"), "labels": labels, "retrain": "false", "archive_modalities": "MR",
+            "budget": str(_BUDGET),
+        }  # fmt: skip
+        return our_server(url, home, conf)
     home.mkdir()
     env = {
         "MONAI_LABEL_DICOMWEB_SEARCH_FILTER": json.dumps({"Modality": "MR"}),
