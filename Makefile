@@ -49,13 +49,12 @@ demo/images: | .venv/installed
 		apt-get update && apt-get install -y $(notdir $(PYTHON))-venv; }
 	$(PYTHON) -m venv .venv
 
-# Not compiled: Python does that when it first imports a file, and most are never imported.
 .venv/installed: requirements.txt pyproject.toml $(wildcard third_party/*/pyproject.toml third_party/*/*/*.py) | .venv/bin/python
-	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -r requirements.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
 	@touch $@
 
 .venv/developer: .venv/installed
-	$(BIN)/python -m pip install --disable-pip-version-check --no-compile -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
 # OHIF and NiiVue, for the pages in the browser. Without npm or a network the server runs, and those pages say what is missing.
