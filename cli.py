@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -47,11 +47,13 @@ def serve(
 
 
 def _settings(conf: list[str] | None) -> dict[str, str]:
-    pairs = [text.partition("=") for text in conf or []]
-    wrong = [text for text, equals, _ in pairs if not equals]
-    if wrong:
-        _fail(f"--conf needs key=value, got {wrong[0]!r}.")
-    return {key: value for key, _, value in pairs}
+    from loop.config import settings_from
+    from loop.errors import BadInput
+
+    try:
+        return settings_from(conf or [])
+    except BadInput as error:
+        _fail(str(error))
 
 
 def _start_server(app_dir: Path, studies: str, conf: dict[str, str], host: str, port: int, log_level: str) -> None:
@@ -274,7 +276,7 @@ def _fork_early(context: typer.Context) -> None:
         fork_server_from_here()
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     typer.echo(f"nextslice: {message}", err=True)
     raise typer.Exit(2)
 

@@ -17,10 +17,11 @@ from tqdm import tqdm
 
 import models
 from bench.live import Server
-from bench.model_dice import settings_of
+from bench.model_dice import settings_of, unit_of
 from bench.robot import Examiner, Robot, RobotError
 from bench.serving import our_server
 from bench.tables import table
+from loop.config import settings_from
 from trainers.metrics import mean_with_error
 
 _TIMEOUT = 3600.0
@@ -57,11 +58,10 @@ def train_and_infer(server: Server, truth: Path, model: str, slices: int, evalua
 
 def serve_one(model: str, images: Path, truth: Path, conf: Mapping[str, str], slices: int, evaluate: int) -> list[str]:
     """A row of the table."""
-    unit = "volume" if model.endswith("3d") else "slice"
     own = {
         **settings_of(model, conf),
         "model": model,
-        "unit": unit,
+        "unit": unit_of(model),
         "retrain": "false",
         "validation_share": "0",
         "budget": str(slices),
@@ -82,7 +82,7 @@ def main(
     evaluate: Annotated[int, typer.Option(min=1, help="volumes of unseen patients to measure Dice on")] = 6,
 ) -> None:
     """Train every model through a server, have it predict, and print how good that is."""
-    settings = dict(entry.split("=", 1) for entry in conf or [])
+    settings = settings_from(conf or [])
     rows = []
     for name in tqdm(only or models.names(), desc="serve", unit="model", disable=None):
         rows.append(serve_one(name, images, truth, settings, slices, evaluate))

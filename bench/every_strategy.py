@@ -19,6 +19,7 @@ import strategies
 from bench.robot import RobotError, annotate_until
 from bench.serving import our_server
 from bench.tables import table
+from loop.config import settings_from
 
 _TIMEOUT = 1800.0
 
@@ -71,7 +72,7 @@ def main(
     evaluate: Annotated[int, typer.Option(min=0, help="volumes of unseen patients to measure Dice on")] = 4,
 ) -> None:
     """Serve two rounds of every strategy from an empty start, and print how it went."""
-    settings = dict(entry.split("=", 1) for entry in conf or [])
+    settings = settings_from(conf or [])
     found = []
     for name in tqdm(only or strategies.names(), desc="serve", unit="strategy", disable=None):
         found.append(serve_one(name, images, truth, settings, budget, evaluate))

@@ -19,7 +19,7 @@ from bench.campaign.protocol import Protocol
 from bench.campaign.run import Campaign, Run
 from bench.campaign.study import Study
 from bench.tables import table
-from loop.config import AppConfig
+from loop.config import AppConfig, settings_from
 from trainers.metrics import FloatArray, mean_with_error, measured
 
 _DIGITS = {"dice_3d": 3, "hd95": 1, "msd": 2}
@@ -58,9 +58,14 @@ def _line(name: str, steps: int, seconds: float, scores: Mapping[str, FloatArray
     return cells
 
 
+def unit_of(name: str) -> str:
+    """What a model is trained on."""
+    return "volume" if name.endswith("3d") else "slice"
+
+
 def settings_of(name: str, settings: Mapping[str, str]) -> dict[str, str]:
     """Those without a spacing or patch that the model cannot have: nnU-Net plans its own, and a volume has three numbers."""
-    dimensions = 3 if name.endswith("3d") else 2
+    dimensions = 3 if unit_of(name) == "volume" else 2
     cannot = {key for key in ("spacing", "patch") if key in settings and settings[key].count(",") != dimensions - 1}
     return {
         key: value
@@ -81,10 +86,10 @@ def main(
     seed: Annotated[int, typer.Option(min=0, help="of split, initialisation and sampling")] = 0,
 ) -> None:
     """Train each model on all labels of the pool, and print how good it is."""
-    settings = dict(entry.split("=", 1) for entry in conf or [])
+    settings = settings_from(conf or [])
     rows = list[list[str]]()
     for name in tqdm(only or models.names(), desc="train", unit="model", disable=None):
-        unit = "volume" if name.endswith("3d") else "slice"
+        unit = unit_of(name)
         own = settings_of(name, settings)
         config = AppConfig.from_conf({**own, "unit": unit, "model": name}, str(images))
         study = Study.of(images, labels, config)

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
@@ -381,3 +381,15 @@ def _number(key: str, text: str, kind: type) -> Any:
         return kind(text)
     except ValueError:
         raise BadInput(f"{key} must be {'a whole number' if kind is int else 'a number'}, got {text!r}.") from None
+
+
+def settings_from(conf: Iterable[str]) -> dict[str, str]:
+    """Settings as they are typed, `key=value` each.
+
+    Raises:
+        BadInput: one has no "=".
+    """
+    pairs = [text.partition("=") for text in conf]
+    if wrong := [text for text, equals, _ in pairs if not equals]:
+        raise BadInput(f"--conf needs key=value, got {wrong[0]!r}.")
+    return {key: value for key, _, value in pairs}
