@@ -2,6 +2,8 @@
 # Settings: STUDIES=folder HOST=127.0.0.1 PORT=8000 CONF="--conf key value ..." PYTHON=python3.12 WORKERS=2
 
 SHELL := /bin/bash
+# Packages of Python and of npm are fetched at the same time.
+MAKEFLAGS += --jobs=2
 .DEFAULT_GOAL := help
 
 # A python3.N on PATH may be a shim without an interpreter behind it, so each is tried.
@@ -48,17 +50,26 @@ demo/images: | .venv/installed
 		test "$$(id -u)" = 0 || { echo "Run: sudo apt-get install $(notdir $(PYTHON))-venv"; exit 1; }; \
 		apt-get update && apt-get install -y $(notdir $(PYTHON))-venv; }
 	$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --upgrade pip || echo "Going on with the pip that came with Python: slower."
 
-.venv/installed: requirements.txt pyproject.toml $(wildcard third_party/*/pyproject.toml third_party/*/*/*.py) | .venv/bin/python
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+DESCRIBED := requirements.txt pyproject.toml $(wildcard third_party/*/pyproject.toml third_party/*/*/*.py)
+# pip compiles on one core; here all cores do. Left out are large packages that little or nothing is used of; what cannot be
+# compiled is nobody's.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
+COMPILE := @echo "Compiling what was installed ..."; $(BIN)/python -m compileall -q -j 0 -x '/(tests?|itk|mlflow|databricks)/' .venv/lib > .venv/compiled.log 2>&1 || true
+
+.venv/installed: $(DESCRIBED) | .venv/bin/python
+	$(PIP) -r requirements.txt
+	$(COMPILE)
 	@touch $@
 
-.venv/developer: .venv/installed
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
-	@touch $@
+.venv/developer: $(DESCRIBED) | .venv/bin/python
+	$(PIP) -r requirements.txt -e '.[dev]'
+	$(COMPILE)
+	@touch .venv/installed $@
 
 # OHIF and NiiVue, for the pages in the browser. Without npm or a network the server runs, and those pages say what is missing.
-web/packages/fetched: web/fetch.py | .venv/installed
+web/packages/fetched: web/fetch.py | .venv/bin/python
 	@if $(BIN)/python -m web.fetch; then touch $@; fi
 
 clean:

@@ -32,6 +32,9 @@ _AIR, _BODY, _FAT, _CAVITY, _SPINE, _NODULE = 0, *range(len(LABELS) + 1, len(LAB
 _PATIENT_PATTERN = r"patient\d+"
 _LESION_SHARE = 1 / 3
 _MIN_SHAPE = (32, 32, 8)
+SMALL = (48, 48, 14)
+"""Voxels of a volume that shows everything and is a third of the usual, for whoever wants to be quick."""
+
 # Labelled structures end here along z, which leaves at least one slice of body at each end from 8 slices up.
 _Z_LIMIT = 0.86
 

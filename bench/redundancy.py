@@ -63,6 +63,7 @@ class Setup:
         budget: items that a strategy picks.
         copies: pool items that are duplicates of each other, the original included.
         steps: of training, in an epoch.
+        shape: (X, Y, Z) voxels of the volumes; None: the phantoms' own.
     """
 
     patients: int
@@ -72,10 +73,11 @@ class Setup:
     epochs: int
     steps: int
     seeds: int
+    shape: tuple[int, int, int] | None = None
 
 
 FULL = Setup(patients=20, start=20, budget=50, copies=100, epochs=12, steps=25, seeds=5)
-QUICK = Setup(patients=4, start=10, budget=12, copies=50, epochs=3, steps=15, seeds=1)
+QUICK = Setup(patients=4, start=10, budget=12, copies=50, epochs=3, steps=15, seeds=1, shape=(48, 48, 20))
 
 
 @dataclass(frozen=True)
@@ -116,9 +118,9 @@ class Study:
         return shows
 
 
-def phantom_study(folder: Path, patients: int, seed: int) -> Study:
+def phantom_study(folder: Path, patients: int, seed: int, shape: tuple[int, int, int] | None = None) -> Study:
     """Write phantoms, of whose patients a third have the rare structure, in two to four slices each."""
-    ids = write_phantoms(folder, patients=patients, seed=seed)
+    ids = write_phantoms(folder, patients=patients, seed=seed, shape=shape)
     images, masks = ([folder / kind / f"{name}.nii.gz" for name in ids] for kind in ("images", "labels"))
     counts = [_voxels(read_volume(mask).array) for mask in masks]
     lengths = [len(count) for count in counts]
@@ -271,7 +273,7 @@ def _unreadable(image_id: str, reason: str) -> None:
 
 def measure(setup: Setup, seed: int, folder: Path) -> Iterator[Picked]:
     """What everybody picks, rule by rule. The seed is that of the phantoms, of what is labelled, of training and of choosing."""
-    study = phantom_study(folder, setup.patients, seed)
+    study = phantom_study(folder, setup.patients, seed, setup.shape)
     labeled = start_set(study.rare, setup.start, np.random.default_rng(seed))
     segmenter = trained(study, labeled, setup, seed)
     compared = {label: strategies.get(name, parameters) for label, (name, parameters) in COMPARED.items()}

@@ -1,11 +1,13 @@
 """Servers by the dozen: processes forked from an interpreter that has imported the libraries already.
 
-A start spends most of its seconds on importing MONAI. A warm process is like a new one in everything else: it imports our
-modules and MONAI Label anew, after its environment is set, and has a process group, a folder and an end of its own.
+A start spends most of its seconds on importing MONAI. A warm process is like a new one in everything else: it imports
+MONAI Label, and those of our modules that know it, anew after its environment is set, and has a process group, a folder and
+an end of its own.
 
     python -m bench.warm ADDRESS    # what `Warm` starts: listens on a Unix socket until its starter is gone
 """
 
+import gc
 import importlib
 import json
 import os
@@ -17,20 +19,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 _FRESH = {
     "bench", "cli", "datastore", "dicom", "infers", "loop", "models", "monailabel", "server", "strategies", "trainers", "web",
 }  # fmt: skip
-"""Imported anew by every process: MONAI Label reads the environment when it is imported."""
+"""Imported anew by every process, but for what `_APART` imports: MONAI Label reads the environment when it is imported."""
+
+_APART = ("loop.preload", "loop.conductor", "trainers.engine", "dicom.archive")
+"""Ours that know nothing of MONAI Label."""
 
 _LIBRARIES = (
-    "loop.preload", "loop.assembly", "fastapi", "jwt", "passlib.handlers.bcrypt", "requests_toolbelt", "sse_starlette",
+    "loop.assembly", "fastapi", "jwt", "passlib.handlers.bcrypt", "requests_toolbelt", "sse_starlette",
     "typer", "uvicorn",
 )  # fmt: skip
-"""What is imported once: with ours, all that ours import of others."""
+"""With ours, all that ours import of others."""
 
 _START_SECONDS = 120
 _POLL_SECONDS = 0.02
@@ -81,13 +86,21 @@ class WarmProcess:
 
 
 class Warm:
-    """Starts `python -m MODULE ...` and `python -c CODE ...` as `WarmProcess`es; ends with them when closed."""
+    """Starts `python -m MODULE ...` and `python -c CODE ...` as `WarmProcess`es.
 
-    def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="warm-")
-        self._address = str(Path(self._folder.name) / "warm")
-        # Its standard input ends when we do, however that is.
-        self._process = subprocess.Popen([sys.executable, "-m", "bench.warm", self._address], stdin=subprocess.PIPE)
+    Args:
+        address: of the warm process that another one of these has started, which is shared; empty: start one.
+    """
+
+    def __init__(self, address: str = "") -> None:
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        if not address:
+            self._folder = tempfile.TemporaryDirectory(prefix="warm-")
+            address = str(Path(self._folder.name) / "warm")
+            # Its standard input ends when we do, however that is.
+            self._process = subprocess.Popen([sys.executable, "-m", "bench.warm", address], stdin=subprocess.PIPE)
+        self.address = address
 
     def start(
         self,
@@ -119,26 +132,34 @@ class Warm:
         while True:
             told = socket.socket(socket.AF_UNIX)
             try:
-                told.connect(self._address)
+                told.connect(self.address)
                 return told
             except (FileNotFoundError, ConnectionRefusedError):
                 told.close()
-                if self._process.poll() is not None or time.monotonic() > until:
+                if time.monotonic() > until or (self._process is not None and self._process.poll() is not None):
                     raise RuntimeError("The warm process did not start.") from None
                 time.sleep(_POLL_SECONDS)
 
     def close(self) -> None:
-        """End the warm process, not what it started."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
-        self._folder.cleanup()
+        """End the warm process, unless it is another's; not what it started."""
+        if self._process is not None and self._folder is not None:
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            self._process.wait()
+            self._folder.cleanup()
 
 
 def _listen(address: str) -> None:
     """The warm process's life."""
+    for module in _APART:
+        importlib.import_module(module)
+    if "monailabel" in sys.modules:
+        raise RuntimeError(f"One of {_APART} imports MONAI Label.")
+    kept = frozenset(sys.modules)
     for module in _LIBRARIES:
         importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # else each fork copies what its collector looks at, two seconds of it at its end
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -166,7 +187,7 @@ def _listen(address: str) -> None:
                         connection.close()
                     for end in (woken, wake):
                         os.close(end)
-                    _become(**wish)
+                    _become(kept, **wish)
                 running[pid] = told
                 told.sendall(b"%d\n" % pid)
 
@@ -179,8 +200,10 @@ def _tell(told: socket.socket, status: int) -> None:
             return  # nobody waits for it
 
 
-def _become(args: Sequence[str], log: str, errors: str, folder: str, environment: dict[str, str]) -> NoReturn:
-    """Be `python args...` from here on."""
+def _become(
+    kept: Collection[str], args: Sequence[str], log: str, errors: str, folder: str, environment: dict[str, str]
+) -> NoReturn:
+    """Be `python args...` from here on, with the modules `kept` as they are."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
@@ -192,7 +215,8 @@ def _become(args: Sequence[str], log: str, errors: str, folder: str, environment
     os.environ.clear()
     os.environ.update(environment)
     tempfile.tempdir = None
-    for name in [name for name in sys.modules if name.partition(".")[0] in _FRESH]:
+    kept = {name for name in kept if not Path(folder, name.partition(".")[0]).exists()}  # a folder's own come first
+    for name in [name for name in sys.modules if name.partition(".")[0] in _FRESH and name not in kept]:
         del sys.modules[name]
     option, sys.argv = args[0], list(args[1:])
     if option == "-m":

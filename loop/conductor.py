@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from multiprocessing import forkserver
+from multiprocessing import connection, forkserver
 from typing import Any
 
 from sqlalchemy.engine import RowMapping
@@ -34,6 +34,9 @@ _REST = 20
 _FIRST_LOOK_SECONDS = 10.0
 _SETTLE_SECONDS = 30.0
 """What saves left for later waits no longer than this, however fast they come: it would take a third of their time from them."""
+
+_LOST_SECONDS = 1.0
+"""A training that was lost, such as to an archive that is down, is due again at once, and begins no sooner than this after it."""
 
 _RETRY_SECONDS = 60.0
 """A plan that opened no round, or failed, is tried again when something changed, or after this long."""
@@ -71,6 +74,7 @@ class Conductor:
         self._children: dict[str, Any] = {}
         self._guard = threading.RLock()
         self._stop, self._wake, self._looked = threading.Event(), threading.Event(), threading.Event()
+        self._at_once = threading.Event()
         self._changed, self._scanned, self._settled = True, float("-inf"), float("-inf")
         self._looking = 0.0
         self._had_a_round: set[str] = set()
@@ -96,7 +100,7 @@ class Conductor:
     def close(self) -> None:
         """Stop, and end the child processes."""
         self._stop.set()
-        self._wake.set()
+        self._look_at_once()
         if self._thread.is_alive():
             self._thread.join(10)
         for kind in KINDS:
@@ -108,12 +112,18 @@ class Conductor:
         self._wake.set()
 
     def wake(self) -> None:
-        """Look at the state now."""
+        """Look at the state soon: labels may come faster than looks should."""
+        self._wake.set()
+
+    def _look_at_once(self) -> None:
+        """For what is rare, and is waited for: a job was asked for, or has ended."""
+        self._at_once.set()
         self._wake.set()
 
     def _run(self) -> None:
         while not self._stop.is_set():
             self._wake.clear()
+            self._at_once.clear()
             try:
                 self.tick()
                 self._looked.set()
@@ -121,7 +131,7 @@ class Conductor:
                 logger.exception("The conductor met an error and goes on")
                 self._stop.wait(1)
             self._wake.wait(_TICK_SECONDS)
-            self._stop.wait(min(max(_PAUSE_SECONDS, _REST * self._looking), _MOST_PAUSE_SECONDS))
+            self._at_once.wait(min(max(_PAUSE_SECONDS, _REST * self._looking), _MOST_PAUSE_SECONDS))
 
     def tick(self) -> None:
         """One look at the state."""
@@ -153,9 +163,13 @@ class Conductor:
 
     def _retrain_if_due(self) -> None:
         reason = self.due()
-        if reason:
+        if reason and not self._just_lost():
             logger.info("Retraining: %s", reason)
             self.loop.jobs.queue("train", model_name(self.loop.config), {}, reason)
+
+    def _just_lost(self) -> bool:
+        last = self.loop.jobs.newest("train")
+        return last is not None and last["state"] == "lost" and self.loop.clock() - last["ended_at"] < _LOST_SECONDS
 
     def due(self) -> str | None:
         """Why a training should start now, or None."""
@@ -247,7 +261,7 @@ class Conductor:
                     return
                 if not self._can_plan_here(name):
                     self.loop.jobs.queue("sweep", name, {"strategies": [name]}, "first asked for", exclusive=False)
-                    self.wake()
+                    self._look_at_once()
                     return
                 self._plan_here(name)
             self._had_a_round.add(name)
@@ -311,6 +325,11 @@ class Conductor:
             )
             child.start()
             self._children[kind] = (queued[0]["id"], child)
+            threading.Thread(target=self._tell_end, args=(child,), daemon=True, name=f"end of {child.name}").start()
+
+    def _tell_end(self, child: Any) -> None:
+        connection.wait([child.sentinel])
+        self._look_at_once()
 
     def _reap(self) -> None:
         for kind, (job_id, child) in list(self._children.items()):
@@ -340,5 +359,5 @@ class Conductor:
         if not enqueue and self.loop.jobs.active(kind):
             raise Conflict(f"A {kind} is running already; wait, stop it, or set enqueue.")
         job = self.loop.jobs.queue(kind, name, request, "asked for", exclusive=False)
-        self.wake()
+        self._look_at_once()
         return job

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -18,16 +19,27 @@ import pytest
 import torch
 
 from bench.orthanc import Orthanc, missing
-from bench.phantom import write_phantoms
+from bench.phantom import SMALL, write_phantoms
 from bench.warm import Warm, WarmProcess
+from loop.forking import fork_server_from_here
 from loop.store import Store, metadata
+from strategies import core_gcn
 
 ROOT = Path(__file__).parent.parent
 _START_SECONDS = 120
 
+_WARM = "NEXTSLICE_TESTS_WARM"
+"""Address of the process that servers are forked from, where several processes of tests share it."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "stock_is_right_too: stock MONAI Label passes it as well (tests/test_door.py)")
+    if hasattr(config, "workerinput"):
+        import loop.preload  # noqa: F401 - tests need it too, and the fork server then shares it
+
+        fork_server_from_here()
+    elif config.getoption("numprocesses", None):
+        os.environ[_WARM] = warm().address
 
 
 _warm: list[Warm] = []
@@ -36,7 +48,7 @@ _warm: list[Warm] = []
 def warm() -> Warm:
     """The process that servers are forked from; one for all tests, started when the first server is."""
     if not _warm:
-        _warm.append(Warm())
+        _warm.append(Warm(os.environ.get(_WARM, "")))
     return _warm[0]
 
 
@@ -109,7 +121,7 @@ class LiveServer:
                 if httpx.get(f"{self.url}{self.ready}", timeout=5).status_code == 200:
                     return self
             except httpx.TransportError:
-                time.sleep(0.1)
+                time.sleep(0.03)
         raise RuntimeError(f"The server did not answer: {self.log.read_text()[-3000:]}")
 
     def _serve(self) -> list[str]:
@@ -147,7 +159,7 @@ class LiveServer:
                 progress: dict[str, object] = http.get("/al/progress").json()
                 if ready(progress):
                     return progress
-                time.sleep(0.2)
+                time.sleep(0.1)
         raise AssertionError(
             f"Waited {seconds} s for {what}; progress is {progress}; log: {self.log.read_text()[-3000:]}"
         )
@@ -160,7 +172,7 @@ FAST = {"epochs": "1", "steps_per_epoch": "2", "batch_size": "2", "representatio
 @pytest.fixture
 def demo(tmp_path: Path) -> Path:
     """Eight phantom patients: images/ and labels/."""
-    write_phantoms(tmp_path / "demo", patients=8, seed=1)
+    write_phantoms(tmp_path / "demo", patients=8, seed=1, shape=SMALL)
     return tmp_path / "demo"
 
 
@@ -292,6 +304,12 @@ def chromium() -> ModuleType:
 def live_server() -> type[LiveServer]:
     """The class itself, for a module whose tests share one server; test modules cannot import each other."""
     return LiveServer
+
+
+@pytest.fixture
+def short_graph_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph network of core_gcn is trained a tenth as long, for tests that ask every strategy the same questions."""
+    monkeypatch.setattr(core_gcn, "hidden_features", partial(core_gcn.hidden_features, epochs=20))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from bench.phantom import write_phantoms
+from bench.phantom import SMALL, write_phantoms
 
 PASSWORD = "correct horse"
 ROLES = {
@@ -98,7 +98,7 @@ def server(
     provider: Provider, tmp_path_factory: pytest.TempPathFactory, live_server: Callable[..., Any]
 ) -> Iterator[Any]:
     root = tmp_path_factory.mktemp("accounts")
-    write_phantoms(root, patients=3, seed=1)
+    write_phantoms(root, patients=3, seed=1, shape=SMALL)
     accounts = {"MONAI_LABEL_AUTH_ENABLE": "true", "MONAI_LABEL_AUTH_REALM_URI": provider.realm}
     conf = {"retrain": "false", "strategy": "random", "slices_per_ticket": "1", "budget": "12"}
     running = live_server(root, conf, env=accounts, ready="/auth/")

@@ -14,7 +14,7 @@ import pydicom
 import pytest
 
 from bench.dicom_phantom import Study, uid, write_series
-from bench.phantom import write_phantoms
+from bench.phantom import SMALL, write_phantoms
 from datastore.archive import ArchiveDatastore, parse_conditions
 from datastore.volume_io import read_volume, write_volume
 from dicom.archive import Archive, ListedSeries
@@ -427,7 +427,7 @@ def annotate(server: Any, truth: dict[str, Path], folder: Path, tickets: int) ->
 @pytest.fixture
 def phantoms(own_archive: Any, tmp_path: Path) -> dict[str, Path]:
     """Four phantom patients in an archive of the test's own: {id: the truth's file}."""
-    write_phantoms(tmp_path / "demo", patients=4, seed=1)
+    write_phantoms(tmp_path / "demo", patients=4, seed=1, shape=SMALL)
     for file in sorted((tmp_path / "demo" / "images").glob("*.nii.gz")):
         patient, volume = file.name.removesuffix(".nii.gz"), read_volume(file)
         write_series(tmp_path / "dicom" / patient, volume.array, volume.affine, Study(patient))

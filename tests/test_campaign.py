@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from bench.campaign.protocol import PRESETS, Protocol, seeds_of
 from bench.campaign.run import Campaign
 from bench.campaign.study import Study
-from bench.phantom import write_phantoms
+from bench.phantom import SMALL, write_phantoms
 from cli import app
 from datastore.volume_io import read_volume
 from loop.config import AppConfig
@@ -32,7 +32,7 @@ TABLES = ("scores.csv", "picks.csv", "rounds.csv")
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("campaign")
-    write_phantoms(folder, patients=6, seed=1)
+    write_phantoms(folder, patients=6, seed=1, shape=SMALL)
     return folder
 
 

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from bench.campaign import kept, maps
 from bench.campaign.gallery import embedding_maps
 from bench.campaign.progress import Progress
-from bench.phantom import write_phantoms
+from bench.phantom import SMALL, write_phantoms
 from cli import app
 
 TABLES = ("scores.csv", "picks.csv", "rounds.csv")
@@ -32,7 +32,7 @@ def run(phantoms: Path, out: Path, *more: str) -> str:
 def campaigns(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """Phantoms, a campaign on them with maps, and the same without."""
     folder = tmp_path_factory.mktemp("maps")
-    write_phantoms(folder / "study", patients=4, seed=1)
+    write_phantoms(folder / "study", patients=4, seed=1, shape=SMALL)
     run(folder / "study", folder / "with", "--maps")
     run(folder / "study", folder / "without", "--keep")
     return folder / "study", folder / "with", folder / "without"

@@ -16,7 +16,7 @@ import pytest
 from bench.campaign.report import write_report
 from bench.campaign.summary import Summary
 from bench.campaign.tables import read_tables
-from bench.phantom import LABELS, write_phantoms
+from bench.phantom import LABELS, SMALL, write_phantoms
 from datastore.labels import voxels_of
 from datastore.volume_io import read_volume
 from loop.errors import NotFound
@@ -107,7 +107,7 @@ def write_campaign(folder: Path, images: Path, masks: Path, *, unit: str = "slic
 @pytest.fixture(scope="module")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("phantoms")
-    write_phantoms(folder, patients=8)
+    write_phantoms(folder, patients=8, shape=SMALL)
     return folder
 
 

@@ -76,8 +76,8 @@ def test_doctor_finds_a_broken_volume(tmp_path: Path, nextslice: Run) -> None:
 def test_the_robot_does_the_whole_job_and_dice_rises(tmp_path: Path, serve: Callable[..., Any], nextslice: Run) -> None:
     """Three rounds with no hand on it: ask, submit, retrain, publish, sweep, new round."""
     write_phantoms(tmp_path / "demo", patients=22, seed=3, shape=(48, 48, 12))
-    server = serve(tmp_path / "demo", epochs="10", steps_per_epoch="18", batch_size="8", budget="6")
-    asked = ["--truth", str(server.truth), "--strategy", "max_entropy", "--until", "18"]
+    server = serve(tmp_path / "demo", epochs="2", steps_per_epoch="60", batch_size="8", budget="6")
+    asked = ["--truth", str(server.truth), "--strategy", "max_entropy", "--until", "18", "--evaluate", "8"]
     ended = nextslice("annotate", "--server", server.url, *asked, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr[-2000:] + server.log.read_text()[-2000:]
     lines = re.findall(

@@ -66,7 +66,7 @@ class Door:
 
     Attributes:
         base: holds everything: demo/ with the studies, outside/ with what is to be left alone, tmp/ for temporary files.
-        filing: a label was sent, whose files the server writes when it is quiet.
+        filing: a label was taken, whose files the server writes when it is quiet.
     """
 
     server: Any
@@ -124,8 +124,9 @@ class Door:
         text = params if isinstance(params, str) else json.dumps(params or {})
         files = {"label": (name, self.mask if data is None else data)}
         query = {"image": VICTIM, **query}
-        self.filing = True
-        return self.call("PUT", "/datastore/label", params=query, data={"params": text}, files=files)
+        answer = self.call("PUT", "/datastore/label", params=query, data={"params": text}, files=files)
+        self.filing |= answer.is_success
+        return answer
 
     def put_note(self, text: str, image: str = NOTED) -> httpx.Response:
         return self.call("PUT", "/datastore/image/info", params={"image": image}, data={"info": text})
@@ -221,7 +222,7 @@ def as_list(answer: httpx.Response) -> list[dict[str, Any]]:
 def door(tmp_path_factory: pytest.TempPathFactory, live_server: type) -> Iterator[Door]:
     """One server for all tests of this module: no attack may change anything that the next one would notice."""
     base = tmp_path_factory.mktemp("door")
-    write_phantoms(base / "demo", patients=PATIENTS, seed=1)
+    write_phantoms(base / "demo", patients=PATIENTS, seed=1, shape=(48, 48, 20))
     images = base / "demo" / "images"
     for name in ("outside", "tmp"):
         (base / name).mkdir()

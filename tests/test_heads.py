@@ -31,7 +31,7 @@ from trainers.settings import Settings
 CPU = torch.device("cpu")
 PLANS = Plans.read(Path(__file__).parent / "plans_2d.json")
 pytestmark = pytest.mark.usefixtures("one_thread")
-SETTINGS = Settings(epochs=5, steps_per_epoch=1, batch_size=2, learning_rate=3e-3, seed=1)
+SETTINGS = Settings(epochs=3, steps_per_epoch=1, batch_size=2, learning_rate=3e-3, seed=1)
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

@@ -250,6 +250,24 @@ def test_weights_that_a_person_went_back_to_stay_in_use(office: Office) -> None:
     assert Conductor(office.loop, office.workplace).due() is None
 
 
+@pytest.mark.parametrize("office", [{"retrain_after": 1, "retrain_min_interval": 0}], indirect=True)
+def test_a_training_that_was_lost_begins_anew_but_not_at_once(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    for part in (office.loop, office.loop.jobs):
+        monkeypatch.setattr(part, "clock", lambda: now[0])
+    office.label()
+    conductor, jobs = Conductor(office.loop, office.workplace), office.loop.jobs
+    conductor._retrain_if_due()
+    (first,) = jobs.queued("train")
+    jobs.end(first["id"], "lost", message="the archive is down")
+    now[0] += 0.9
+    conductor._retrain_if_due()
+    assert not jobs.active("train")
+    now[0] += 0.2
+    conductor._retrain_if_due()
+    assert len(jobs.queued("train")) == 1
+
+
 # --- trainings that are killed
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench.phantom import write_phantoms
+from bench.phantom import SMALL, write_phantoms
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed (pip install -e .[dev])")
 from selenium import webdriver  # noqa: E402
@@ -68,7 +68,7 @@ class Page:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, live_server: type) -> Iterator[Any]:
     root = tmp_path_factory.mktemp("map") / "demo"
-    write_phantoms(root, patients=3, seed=1)
+    write_phantoms(root, patients=3, seed=1, shape=SMALL)
     shutil.copy(root / "images" / "patient002.nii.gz", root / "images" / f"{HOSTILE}.nii.gz")
     started = live_server(root, {"epochs": "1", "steps_per_epoch": "2", "batch_size": "2", "retrain": "false"}).start()
     yield started

@@ -15,8 +15,8 @@ import torch
 import models.learners  # noqa: F401 - makes the learners known
 import strategies
 import trainers.learners  # noqa: F401 - and how each is trained
+from bench import phantom
 from bench.contrastive_distances import mean_distances
-from bench.phantom import write_phantoms
 from loop.errors import BadInput
 from loop.pool import ItemTable, Pool
 from models import representation
@@ -431,7 +431,7 @@ def test_it_needs_the_encoder_and_no_segmentation_model() -> None:
 def few_slices(tmp_path: Path) -> Path:
     """Two phantom patients with two volumes each, every eighth slice of them."""
     root = tmp_path / "demo"
-    write_phantoms(root, patients=2, seed=1, volumes_per_patient=2)
+    phantom.write_phantoms(root, patients=2, seed=1, volumes_per_patient=2, shape=phantom.SMALL)
     for file in [*root.rglob("*.nii.gz")]:
         volume = nib.load(file)
         thin = volume.slicer[:, :, 4::8]

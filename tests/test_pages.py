@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bench.phantom import write_phantoms
+from bench.phantom import SMALL, write_phantoms
 
 HOSTILE = "<img src=x onerror=document.title=1>'&quot; Ünïcödé 漢字 " + "x" * 80
 PEOPLE = "\"<script>document.title='owned'</script>' Ä " + "y" * 140
@@ -29,7 +29,7 @@ def server(live_server: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """A server whose pool is empty; `filled` puts images there."""
     root = tmp_path_factory.mktemp("pages")
     (root / "images").mkdir()
-    write_phantoms(root / "phantoms", patients=5, seed=1)
+    write_phantoms(root / "phantoms", patients=5, seed=1, shape=SMALL)
     phantoms = sorted((root / "phantoms" / "images").glob("*.nii.gz"))
     phantoms[0].rename(phantoms[0].with_name(f"{HOSTILE}.nii.gz"))
     running = live_server(root, SETTINGS)

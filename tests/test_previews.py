@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import models
-from bench.phantom import LABELS, write_phantoms
+from bench.phantom import LABELS, SMALL, write_phantoms
 from datastore.volume_io import Volume, read_volume
 from infers.engine import Segmenter, scaled_entropy
 from loop import pool_map, previewing
@@ -189,7 +189,7 @@ def test_of_a_large_pool_a_map_shows_what_is_asked_for_and_a_seeded_part(
 def server(tmp_path_factory: pytest.TempPathFactory, live_server: type) -> Iterator[Any]:
     """Four phantom patients and one with a hostile name, not trained yet."""
     root = tmp_path_factory.mktemp("previews") / "demo"
-    write_phantoms(root, patients=4, seed=1)
+    write_phantoms(root, patients=4, seed=1, shape=SMALL)
     hostile = root / "images" / f"{HOSTILE}.nii.gz"
     hostile.parent.mkdir()
     shutil.copy(root / "images" / "patient004.nii.gz", hostile)

@@ -13,7 +13,7 @@ from bench.campaign.advice import conclusion
 from bench.campaign.annotated import read_annotated
 from bench.campaign.tables import Tables, read_tables
 from bench.campaign.verdict import Recommendation
-from bench.phantom import write_phantoms
+from bench.phantom import SMALL, write_phantoms
 from cli import app
 from datastore.folder import FolderDatastore
 from loop.config import AppConfig
@@ -30,7 +30,7 @@ class Annotator:
     """Phantoms in sub-folders of a studies folder, and the datastore that takes their truth in."""
 
     def __init__(self, folder: Path) -> None:
-        self.ids = write_phantoms(folder, patients=PATIENTS, seed=3)
+        self.ids = write_phantoms(folder, patients=PATIENTS, seed=3, shape=SMALL)
         self.studies, self.truth = folder / "images", folder / "labels"
         (self.studies / "clinic").mkdir()
         (self.studies / f"{self.ids[0]}.nii.gz").rename(self.studies / "clinic" / f"{self.ids[0]}.nii.gz")

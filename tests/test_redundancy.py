@@ -109,7 +109,7 @@ def test_the_short_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
 
 def test_a_copy_has_the_signals_of_its_original(tmp_path: Path) -> None:
     setup = replace(QUICK, patients=3, start=4, epochs=1, steps=2)
-    study = redundancy.phantom_study(tmp_path / "phantoms", setup.patients, 0)
+    study = redundancy.phantom_study(tmp_path / "phantoms", setup.patients, 0, setup.shape)
     assert 2 <= study.rare.sum() <= 4, RARE
     labeled = redundancy.start_set(study.rare, setup.start, np.random.default_rng(0))
     pool = redundancy.pool_of(study, labeled)

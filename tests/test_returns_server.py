@@ -15,7 +15,7 @@ import pydicom
 import pytest
 
 from bench.dicom_phantom import Study, uid, write_series
-from bench.phantom import write_phantoms
+from bench.phantom import SMALL, write_phantoms
 from bench.seg_phantom import highdicom_seg, ohif_seg
 from datastore.volume_io import read_volume
 from dicom.archive import Archive
@@ -60,7 +60,7 @@ def looks(http: httpx.Client) -> Any:
 def test_a_round_is_annotated_by_the_archive_alone_and_the_next_one_follows(
     own_archive: Any, tmp_path: Path, serve: Callable[..., Any]
 ) -> None:
-    write_phantoms(tmp_path / "demo", patients=4, seed=1)
+    write_phantoms(tmp_path / "demo", patients=4, seed=1, shape=SMALL)
     files, truth = {}, {}
     for file in sorted((tmp_path / "demo" / "images").glob("*.nii.gz")):
         patient, volume = file.name.removesuffix(".nii.gz"), read_volume(file)

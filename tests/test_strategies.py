@@ -34,6 +34,8 @@ from strategies.spread import Spread
 from strategies.spread_over_volumes import SpreadOverVolumes
 from strategies.stochastic_batches import StochasticBatches
 
+pytestmark = pytest.mark.usefixtures("short_graph_training")
+
 Array = np.ndarray
 NAMES = strategies.names()
 DRAW = {"seed": 0, "round_no": 1}

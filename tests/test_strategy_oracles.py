@@ -30,6 +30,8 @@ from loop.views import (
 )
 from strategies import Selection, Strategy, _typicality
 
+pytestmark = pytest.mark.usefixtures("short_graph_training")
+
 Array = np.ndarray
 Values = Mapping[str, Array]
 """Of all rows, by the beginning of a signal's name."""

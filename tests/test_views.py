@@ -743,8 +743,8 @@ def test_kept_entries_are_those_of_the_whole_gradient(
 @pytest.mark.parametrize(("stride", "dilation", "padding"), [(1, 1, 1), (2, 1, 1), (1, 2, 2), (2, 3, 0)])
 @pytest.mark.parametrize("dims", DIMS)
 def test_weight_gradients_of_any_plain_convolution(dims: str, stride: int, dilation: int, padding: int) -> None:
-    conv = (nn.Conv2d if dims == "2-D" else nn.Conv3d)(2, 3, 3, stride, padding, dilation)
-    data = torch.randn(4, 2, *(9, 8, 10)[: int(dims[0])])
+    conv = (nn.Conv2d if dims == "2-D" else nn.Conv3d)(2, 3, 3, stride, padding, dilation, dtype=torch.float64)
+    data = torch.randn(4, 2, *(9, 8, 10)[: int(dims[0])], dtype=torch.float64)
     out = conv(data)
     slope = torch.randn_like(out)
     found = weight_gradients(conv, data, slope[:, :2])
