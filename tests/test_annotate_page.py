@@ -217,6 +217,12 @@ def painted(mask: Any, value: int) -> set[Voxel]:
     return {(int(i), int(j), int(k)) for i, j, k in np.argwhere(np.asanyarray(mask.dataobj) == value)}
 
 
+_A_DISK_THAT_NEVER_ANSWERS = """
+const asked = () => ({});
+IDBDatabase.prototype.transaction = () => ({ objectStore: () => ({ get: asked, put: asked, getAll: asked }), commit: asked });
+"""
+
+
 def open_and_find_spots(page: Page, server: Any, ticket: dict[str, Any]) -> list[tuple[float, float]]:
     """The two white spots of the asked slice, on the screen."""
     page.open(server.url, ticket["ticket"], name=ticket["annotator"])
@@ -253,11 +259,14 @@ def test_what_is_painted_is_what_is_stored(
 
 
 def test_nothing_is_lost_when_the_server_goes_away(server: Any, page: Page, tmp_path: Path) -> None:
-    """Drawn, the page opened anew, the server stopped, drawn on, submitted, the server started: all is there, once."""
+    """Drawn, the page opened anew before the disk has it, the server stopped, drawn on, submitted, the server started: all is
+    there, once.
+    """
     with server.client() as http:
         (ticket,) = http.post("/al/ask", json={"annotator": "offline"}).json()["tickets"]
     image, (index,) = ticket["image"], ticket["slices"]
     spots = open_and_find_spots(page, server, ticket)
+    page.driver.execute_script(_A_DISK_THAT_NEVER_ANSWERS)
     page.drag(spots[0])
     page.driver.refresh()
     page.is_open()
