@@ -14,7 +14,8 @@ STUDIES ?= demo/images
 HOST ?= 127.0.0.1
 PORT ?= 8000
 CONF ?=
-# Half of a test's time is waiting for a server: two processes of one thread each use two cores best.
+# Half of a test's time is waiting for a server: two processes of one thread each use two cores best. They start dozens of
+# others, which need not compile what the first has compiled.
 WORKERS ?= 2
 
 .PHONY: help run test lint format bench clean
@@ -26,7 +27,8 @@ run: .venv/installed web/packages/fetched $(if $(filter demo/images,$(STUDIES)),
 	$(BIN)/nextslice serve --studies $(STUDIES) --host $(HOST) --port $(PORT) $(CONF)
 
 test: .venv/developer web/packages/fetched
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive \
+		$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: .venv/developer
 	$(BIN)/ruff check .
@@ -56,7 +58,7 @@ DESCRIBED := requirements.txt pyproject.toml $(wildcard third_party/*/pyproject.
 # pip compiles on one core; here all cores do. Left out are large packages that little or nothing is used of; what cannot be
 # compiled is nobody's.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
-COMPILE := @echo "Compiling what was installed ..."; $(BIN)/python -m compileall -q -j 0 -x '/(tests?|itk|mlflow|databricks)/' .venv/lib > .venv/compiled.log 2>&1 || true
+COMPILE := @echo "Compiling what was installed ..."; $(BIN)/python -m compileall -q -j 0 -x '/(tests?|testing|itk|mlflow|databricks|mypyc?|timm|pip|pygments|fontTools)/' .venv/lib > .venv/compiled.log 2>&1 || true
 
 .venv/installed: $(DESCRIBED) | .venv/bin/python
 	$(PIP) -r requirements.txt

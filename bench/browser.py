@@ -18,7 +18,8 @@ MISSING = (
 
 _FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--use-gl=angle", "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist", "--no-first-run", "--disable-background-networking",
+    "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist", "--disable-gpu-rasterization", "--no-first-run",
+    "--disable-background-networking",
 )  # fmt: skip
 _SECONDS = 60
 

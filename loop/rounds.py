@@ -156,10 +156,12 @@ class Loop:
             strategy, selected_by = strategies.get(self.config.cold_start), self.config.cold_start
         budget = budget or self.config.budget
         round_no = self._next_round_no()
-        signals: dict[str, FloatArray] = {}
+        signals, sweeping = dict[str, FloatArray](), 0.0
         draw = {"seed": self.config.seed, "round_no": round_no}
         while wanted := strategy.wants(pool, signals, budget, **draw):
+            asked = self.clock()
             swept = source(pool, wanted)
+            sweeping += self.clock() - asked
             signals, gone = signals | dict(swept.signals), swept.unreadable
             pool = replace(pool, held=pool.held | gone, labeled=pool.labeled & ~gone)
             if not len(pool.candidates):
@@ -168,7 +170,7 @@ class Loop:
         header = {
             "strategy": name, "selected_by": selected_by, "parameters": self._parameters(name, parameters), "model": model,
             "unit": self.config.unit, "budget": budget, "candidates": len(pool.candidates), "seed": self.config.seed,
-            "opened_at": self.clock(), "seconds": self.clock() - started, "state": "open",
+            "opened_at": self.clock(), "seconds": self.clock() - started - sweeping, "state": "open",
         }  # fmt: skip
         return self._open(header, pool, selection)
 

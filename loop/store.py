@@ -110,7 +110,7 @@ rounds = sa.Table(
     sa.Column("state", sa.Text, nullable=False, index=True),
     sa.Column("opened_at", sa.Float, nullable=False),
     sa.Column("closed_at", sa.Float),
-    sa.Column("seconds", sa.Float, nullable=False),
+    sa.Column("seconds", sa.Float, nullable=False),  # of the choice, without the sweeps for it
 )
 round_items = sa.Table(
     "round_items",

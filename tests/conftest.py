@@ -16,14 +16,13 @@ from types import ModuleType
 
 import httpx
 import pytest
-import torch
 
 from bench.orthanc import Orthanc, missing
-from bench.phantom import SMALL, write_phantoms
 from bench.warm import Warm, WarmProcess
 from loop.forking import fork_server_from_here
 from loop.store import Store, metadata
-from strategies import core_gcn
+
+# What takes seconds to import is imported where it is used: the process that hands the tests out needs none of it.
 
 ROOT = Path(__file__).parent.parent
 _START_SECONDS = 120
@@ -172,6 +171,8 @@ FAST = {"epochs": "1", "steps_per_epoch": "2", "batch_size": "2", "representatio
 @pytest.fixture
 def demo(tmp_path: Path) -> Path:
     """Eight phantom patients: images/ and labels/."""
+    from bench.phantom import SMALL, write_phantoms
+
     write_phantoms(tmp_path / "demo", patients=8, seed=1, shape=SMALL)
     return tmp_path / "demo"
 
@@ -309,12 +310,16 @@ def live_server() -> type[LiveServer]:
 @pytest.fixture
 def short_graph_training(monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph network of core_gcn is trained a tenth as long, for tests that ask every strategy the same questions."""
+    from strategies import core_gcn
+
     monkeypatch.setattr(core_gcn, "hidden_features", partial(core_gcn.hidden_features, epochs=20))
 
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Several threads for such small networks only wait for one another."""
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

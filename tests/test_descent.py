@@ -1,9 +1,11 @@
 """What gives way in a training: memory, the compiler, patience."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -134,14 +136,21 @@ def test_patience_without_validation_says_that_it_has_no_effect() -> None:
     assert "patience has no effect" in warnings[0]
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch by torch
-def test_a_network_that_cannot_be_compiled_is_trained_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch._inductor.config
+@pytest.fixture
+def inductor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """Its settings, so that it compiles anew, and no more than a small network needs."""
+    import torch._inductor.config as settings
 
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     torch.compiler.reset()
+    with settings.patch({"cpp_cache_precompile_headers": False, "compile_threads": 1}):
+        yield settings
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch by torch
+def test_a_network_that_cannot_be_compiled_is_trained_as_it_is(inductor: Any) -> None:
     spec, warnings = greedy(4, cuda_error), list[str]()
-    with torch._inductor.config.patch({"cpp.cxx": ("/nowhere/c++",)}):
+    with inductor.patch({"cpp.cxx": ("/nowhere/c++",)}):
         found = train(spec, DATA, replace(SETTINGS, compile=True), device=CPU, warn=warnings.append)
     assert len(warnings) == 1
     assert "could not be compiled" in warnings[0]
@@ -160,11 +169,8 @@ def test_precision_of_a_device() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch by torch
-def test_a_compiled_network_learns_the_same_and_keeps_its_names(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    torch.compiler.reset()
+@pytest.mark.usefixtures("inductor")
+def test_a_compiled_network_learns_the_same_and_keeps_its_names() -> None:
     spec, warnings = greedy(4, cuda_error), list[str]()
     found = train(spec, DATA, replace(SETTINGS, compile=True), device=CPU, warn=warnings.append)
     assert warnings == []

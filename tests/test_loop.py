@@ -331,6 +331,7 @@ def test_plan_uses_signals_and_leaves_unreadable_rows_out(make: MakeLoop) -> Non
     loop = make(volumes=2, slices=3, budget=3)
 
     def source(pool: Pool, needs: tuple[Signal, ...]) -> Swept:
+        loop.clock.now += 7  # type: ignore[attr-defined]
         values = np.arange(len(pool), dtype=float)
         unreadable = pool.volume == 1
         values[unreadable] = np.nan
@@ -341,6 +342,7 @@ def test_plan_uses_signals_and_leaves_unreadable_rows_out(make: MakeLoop) -> Non
     assert [(i["image"], i["slice"], i["score"]) for i in loop.round(number)["items"]] == [
         ("patient000", 2, 2.0), ("patient000", 1, 1.0), ("patient000", 0, 0.0),
     ]  # fmt: skip
+    assert loop.rounds()[0]["seconds"] == 0, "a sweep is not the choice"
 
 
 @pytest.mark.parametrize("unit", ["slice", "volume"])

@@ -6,7 +6,6 @@ Pictures of what was seen are in the folder `artefacts` of the test's folder.
 import base64
 import io
 import re
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -29,11 +28,6 @@ from bench.dicom_phantom import Study, write_series
 from bench.orthanc import Orthanc
 from web.fetch import OHIF, PACKAGES
 
-_CHROMIUM, _DRIVER = Path("/usr/bin/chromium"), Path("/usr/bin/chromedriver")
-_FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--use-gl=angle", "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist", "--window-size=1280,900", "--disable-background-networking",
-)  # fmt: skip
 _SECONDS = 120
 LABELS = ("anterior", "posterior")
 SHAPE = (51, 35, 8)
@@ -42,9 +36,6 @@ BRIGHT = (slice(6, 22), slice(4, 14), slice(None))
 """A box far from every mirror of itself."""
 
 pytestmark = [
-    pytest.mark.skipif(
-        not _CHROMIUM.exists() or not _DRIVER.exists(), reason="Chromium and chromedriver are not installed"
-    ),
     pytest.mark.skipif(not (PACKAGES / OHIF.folder).is_dir(), reason="OHIF was not fetched: make web/packages/fetched"),
     pytest.mark.slow,
 ]
@@ -184,18 +175,9 @@ class Browser:
 
 
 @pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(_CHROMIUM)
-    for flag in (*_FLAGS, f"--user-data-dir={tmp_path / 'chromium'}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(str(_DRIVER)))
-    try:
+def browser(chromium: Any, tmp_path: Path) -> Iterator[Browser]:
+    with chromium.browser(1080, 720) as driver:
         yield Browser(driver, tmp_path / "artefacts")
-    finally:
-        driver.quit()
-        shutil.rmtree(tmp_path / "chromium", ignore_errors=True)
 
 
 def test_an_asked_slice_is_painted_in_ohif_and_comes_back_as_seg(place: Place, browser: Browser) -> None:

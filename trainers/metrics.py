@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from models.preprocess import IGNORED
@@ -16,15 +17,11 @@ _DRAWS = 1000
 
 def dice_counts(prediction: Tensor, target: Tensor, n_classes: int) -> npt.NDArray[np.float64]:
     """(n_classes - 1, 3) voxel counts of each foreground class: overlap, predicted, true; IGNORED targets do not count."""
-    valid = target != IGNORED
-    predicted, true = prediction[valid], target[valid]
-    return np.array(
-        [
-            [int(((predicted == k) & (true == k)).sum()), int((predicted == k).sum()), int((true == k).sum())]
-            for k in range(1, n_classes)
-        ],
-        float,
-    ).reshape(n_classes - 1, 3)
+    valid, side = target != IGNORED, n_classes + 1
+    # What is no class of ours is counted together as one more.
+    predicted, true = (values[valid].int().clamp_max(n_classes) for values in (prediction, target))
+    joint = torch.bincount(true * side + predicted, minlength=side**2).reshape(side, side).cpu().numpy()
+    return np.stack([joint.diagonal(), joint.sum(0), joint.sum(1)], 1)[1:n_classes].astype(float)
 
 
 def dice(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

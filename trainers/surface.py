@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy import ndimage
+from scipy.spatial import KDTree
 
 from trainers.metrics import FloatArray, dice, dice_counts
 
@@ -50,8 +51,9 @@ def _of(
         return diagonal, diagonal
     # Nothing outside the box around both has a part in it.
     (box,) = ndimage.find_objects((prediction | truth).astype(np.uint8))
-    surfaces = [mask[box] & ~ndimage.binary_erosion(mask[box]) for mask in (prediction, truth)]
-    to = [ndimage.distance_transform_edt(~surface, sampling=spacing) for surface in surfaces]
-    there_and_back = [to[1][surfaces[0]], to[0][surfaces[1]]]
+    surfaces = [
+        np.argwhere(mask[box] & ~ndimage.binary_erosion(mask[box])) * np.array(spacing) for mask in (prediction, truth)
+    ]
+    there_and_back = [KDTree(other).query(one)[0] for one, other in (surfaces, surfaces[::-1])]
     hausdorff = max(float(np.percentile(distances, _PERCENT)) for distances in there_and_back)
     return hausdorff, float(np.concatenate(there_and_back).mean())
