@@ -19,9 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 _FRESH = {
     "bench", "cli", "datastore", "dicom", "infers", "loop", "models", "monailabel", "server", "strategies", "trainers", "web",
@@ -149,6 +150,26 @@ class Warm:
             self._folder.cleanup()
 
 
+class _Named:
+    """A distribution whose metadata need not be parsed for its name."""
+
+    def __init__(self, distribution: metadata.Distribution) -> None:
+        self._distribution, self.name = distribution, distribution.name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._distribution, attribute)
+
+
+def _know_what_is_installed() -> None:
+    """MONAI Label asks for the names of all distributions twice when it is imported: half a second."""
+    search, named = metadata.distributions, [_Named(found) for found in metadata.distributions()]
+
+    def distributions(**conditions: Any) -> Iterable[Any]:
+        return search(**conditions) if conditions else named
+
+    metadata.distributions = distributions
+
+
 def _listen(address: str) -> None:
     """The warm process's life."""
     for module in _APART:
@@ -158,6 +179,7 @@ def _listen(address: str) -> None:
     kept = frozenset(sys.modules)
     for module in _LIBRARIES:
         importlib.import_module(module)
+    _know_what_is_installed()
     gc.collect()
     gc.freeze()  # else each fork copies what its collector looks at, two seconds of it at its end
     woken, wake = os.pipe()
