@@ -237,9 +237,11 @@ def _become(
     os.environ.clear()
     os.environ.update(environment)
     tempfile.tempdir = None
-    kept = {name for name in kept if not Path(folder, name.partition(".")[0]).exists()}  # a folder's own come first
-    for name in [name for name in sys.modules if name.partition(".")[0] in _FRESH and name not in kept]:
-        del sys.modules[name]
+    own = {package for package in _FRESH if Path(folder, package).exists()}  # a folder's own come first
+    for name in list(sys.modules):
+        package = name.partition(".")[0]
+        if package in own or (package in _FRESH and name not in kept):
+            del sys.modules[name]
     option, sys.argv = args[0], list(args[1:])
     if option == "-m":
         runpy.run_module(args[1], run_name="__main__", alter_sys=True)

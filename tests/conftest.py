@@ -45,7 +45,7 @@ _warm: list[Warm] = []
 
 
 def warm() -> Warm:
-    """The process that servers are forked from; one for all tests, started when the first server is."""
+    """The process that servers are forked from; one for all tests, started before them or with the first server."""
     if not _warm:
         _warm.append(Warm(os.environ.get(_WARM, "")))
     return _warm[0]

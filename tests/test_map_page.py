@@ -11,18 +11,13 @@ import pytest
 from bench.phantom import SMALL, write_phantoms
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed (pip install -e .[dev])")
-from selenium import webdriver  # noqa: E402
-from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.select import Select  # noqa: E402
 
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="chromium and chromedriver are not installed")
 SECONDS = 120
 HOSTILE = "<img src=x onerror=document.title='owned'>é\"' " + "x" * 120
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--window-size=1280,900")
 
 _ASKED = "return document.querySelectorAll('#asked button').length"
 _CHOOSE_FIRST = """
@@ -76,18 +71,12 @@ def server(tmp_path_factory: pytest.TempPathFactory, live_server: type) -> Itera
 
 
 @pytest.fixture
-def page(tmp_path: Path) -> Iterator[Page]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for flag in FLAGS:
-        options.add_argument(flag)
-    driver = webdriver.Chrome(options, Service(DRIVER))
-    yield Page(driver, tmp_path)
-    driver.quit()
+def page(chromium: Any, tmp_path: Path) -> Iterator[Page]:
+    with chromium.browser(theme="light") as driver:
+        yield Page(driver, tmp_path)
 
 
-def test_the_map_from_no_model_to_the_chosen_slice(server: Any, page: Page) -> None:
+def test_the_map_from_no_model_to_the_chosen_slice(server: Any, chromium: Any, page: Page) -> None:
     page.driver.get(f"{server.url}/map")
     page.state("nothing")
     assert "no model yet" in page.text("wait-text")
@@ -149,7 +138,7 @@ def test_the_map_from_no_model_to_the_chosen_slice(server: Any, page: Page) -> N
     page.driver.execute_cdp_cmd(
         "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
     )
-    page.driver.set_window_size(820, 1100)
+    chromium.resize(page.driver, 820, 1100)
     page.until("the narrow page", lambda: page.driver.execute_script("return innerWidth") < 900)
     page.shot("tablet")
 
