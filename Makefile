@@ -14,8 +14,7 @@ STUDIES ?= demo/images
 HOST ?= 127.0.0.1
 PORT ?= 8000
 CONF ?=
-# Half of a test's time is waiting for a server: two processes of one thread each use two cores best. They start dozens of
-# others, which need not compile what the first has compiled.
+# Half of a test's time is waiting for a server: two processes of one thread each use two cores best.
 WORKERS ?= 2
 
 .PHONY: help run test lint format bench clean
@@ -26,6 +25,7 @@ help:
 run: .venv/installed web/packages/fetched $(if $(filter demo/images,$(STUDIES)),demo/images)
 	$(BIN)/nextslice serve --studies $(STUDIES) --host $(HOST) --port $(PORT) $(CONF)
 
+# What the first process compiled, the dozens that tests start need not compile again.
 test: .venv/developer web/packages/fetched
 	env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive \
 		$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
@@ -57,7 +57,8 @@ demo/images: | .venv/installed
 DESCRIBED := requirements.txt pyproject.toml $(wildcard third_party/*/pyproject.toml third_party/*/*/*.py)
 # pip compiles on one core; here all cores do. Left out are large packages that little or nothing is used of; what cannot be
 # compiled is nobody's.
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile
+# Goals that run at the same time install one after the other.
+PIP := flock .venv $(BIN)/python -m pip install --disable-pip-version-check --no-compile
 COMPILE := @echo "Compiling what was installed ..."; $(BIN)/python -m compileall -q -j 0 -x '/(tests?|testing|itk|mlflow|databricks|mypyc?|timm|pip|pygments|fontTools)/' .venv/lib > .venv/compiled.log 2>&1 || true
 
 .venv/installed: $(DESCRIBED) | .venv/bin/python
