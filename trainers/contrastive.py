@@ -149,8 +149,6 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         network = _Projected(learner.network(settings.seed), learner.outputs).to(device).train()
-    if device.type == "cuda":
-        network = network.to(memory_format=torch.channels_last)
     _optimise(network, slices, batches, weights, settings, device, report)
     return weights_of(network.encoder)
 
