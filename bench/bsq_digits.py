@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 from tqdm import tqdm
 
+from bench.campaign.figures import COLOURS
 from bench.tables import table
 from loop.signals import FloatArray
 from models.info_vae import info_vae
@@ -35,10 +36,33 @@ _CHANNELS = (32, 64)
 """The digits have 8 x 8 pixels: two halvings."""
 _EPOCHS = 100
 _FLOOR = 1e-3
-_RULES = ("bsq", "bsq, no refit", "random")
 _SHOWN = (0, 1, 2, 3, 5, 10, 20, 30)
 
 _Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a round's ten are chosen by eq. 7.
+
+    Attributes:
+        looked_at: how many candidates eq. 7 chooses among, drawn at random: they stand where the method has the most uncertain,
+            for there is no task model here. None: all. Ten of ten are a random draw.
+        refit: each pick counts as annotated when the next is chosen.
+    """
+
+    looked_at: int | None = None
+    refit: bool = True
+
+
+RULES: Mapping[str, Rule] = {
+    # Two budgets are the strategy's default, and what the paper has on images (n_unc 64, n_rep 32).
+    "bsq": Rule(2 * _PICKS),
+    "bsq, whole pool": Rule(),
+    "bsq, whole pool, no refit": Rule(refit=False),
+    "random": Rule(_PICKS),
+}
+_LOOKED_AT = (15, 20, 30, 40, 80, 160, None)
 
 
 @dataclass(frozen=True)
@@ -129,22 +153,17 @@ def class_entropy(classes: _Rows) -> float:
     return float((share * np.log(1 / share)).sum())
 
 
-def picks(found: Digits, rule: str, start: _Rows, rounds: int, rng: np.random.Generator) -> _Rows:
-    """(rounds, 10) rows, by eq. 7 alone or at random.
-
-    Args:
-        rule: "random", "bsq" (each pick counts as annotated when the next is chosen) or "bsq, no refit".
-    """
+def picks(found: Digits, rule: Rule, start: _Rows, rounds: int, rng: np.random.Generator) -> _Rows:
+    """(rounds, 10) rows, by eq. 7 alone."""
     labeled = np.isin(np.arange(len(found.classes)), start)
     chosen = np.empty((rounds, _PICKS), np.int64)
     for turn in range(rounds):
         candidates = np.flatnonzero(~labeled)
-        if rule == "random":
-            chosen[turn] = rng.choice(candidates, _PICKS, replace=False)
-        else:
-            chosen[turn], _ = likelihood_ratio_rows(
-                found.latents, _PICKS, labeled=labeled, candidates=candidates, refit=rule == "bsq", floor=_FLOOR
-            )
+        if rule.looked_at is not None:
+            candidates = np.sort(rng.choice(candidates, min(rule.looked_at, len(candidates)), replace=False))
+        chosen[turn], _ = likelihood_ratio_rows(
+            found.latents, _PICKS, labeled=labeled, candidates=candidates, refit=rule.refit, floor=_FLOOR
+        )
         labeled[chosen[turn]] = True
     return chosen
 
@@ -193,22 +212,24 @@ class Measured:
     spread: Curves
 
 
-def measure(draws: Sequence[Draw], *, rounds: int = _ROUNDS, seed: int = 0) -> Measured:
-    """All rules on all draws."""
+def measure(
+    draws: Sequence[Draw], *, rules: Mapping[str, Rule] = RULES, rounds: int = _ROUNDS, seed: int = 0
+) -> Measured:
+    """The rules on all draws."""
     found: dict[str, dict[str, list[Sequence[float]]]] = {
-        what: {rule: [] for rule in _RULES} for what in ("annotated", "picked", "gap", "spread")
+        what: {name: [] for name in rules} for what in ("annotated", "picked", "gap", "spread")
     }
     nothing = np.empty(0, np.int64)
     for number, draw in enumerate(tqdm(draws, desc="draws", disable=None)):
         classes = draw.found.classes
-        for rule in _RULES:
+        for name, rule in rules.items():
             chosen = picks(draw.found, rule, draw.start, rounds, np.random.default_rng([seed, number, 1]))
-            found["annotated"][rule].append(entropies(classes, draw.start, chosen))
-            found["picked"][rule].append(entropies(classes, nothing, chosen))
+            found["annotated"][name].append(entropies(classes, draw.start, chosen))
+            found["picked"][name].append(entropies(classes, nothing, chosen))
             gap, spread = zip(*fit(draw.found.latents, draw.start, chosen), strict=True)
-            found["gap"][rule].append(gap)
-            found["spread"][rule].append(spread)
-    curves = {what: {rule: np.array(rows) for rule, rows in rules.items()} for what, rules in found.items()}
+            found["gap"][name].append(gap)
+            found["spread"][name].append(spread)
+    curves = {what: {name: np.array(rows) for name, rows in of.items()} for what, of in found.items()}
     return Measured(np.array([draw.pool for draw in draws]), **curves)
 
 
@@ -218,32 +239,57 @@ def difference(values: FloatArray, others: FloatArray, pools: _Rows) -> tuple[fl
     return float(means.mean()), float(means.std(ddof=1) / np.sqrt(len(means))) if len(means) > 1 else float("nan")
 
 
+def _above_random(found: Measured, curves: Curves, rule: str, turns: slice) -> str:
+    """Mean (standard error) of a rule's entropy less random's, mean of those rounds."""
+    values, others = (curves[one][:, turns].mean(1) for one in (rule, "random"))
+    mean, error = difference(values, others, found.pools)
+    return f"{mean:+.3f} ({error:.3f})"
+
+
+def by_candidates(draws: Sequence[Draw], *, rounds: int = _ROUNDS, seed: int = 0) -> str:
+    """Table: what becomes of the annotated's entropy with how many candidates eq. 7 chooses among."""
+    rules = {"all" if n is None else str(n): Rule(n) for n in _LOOKED_AT} | {"random": RULES["random"]}
+    found = measure(draws, rules=rules, rounds=rounds, seed=seed)
+    shown = [n for n in _SHOWN if 0 < n <= rounds]
+    rows = [
+        [
+            name,
+            *(_above_random(found, found.annotated, name, slice(n, n + 1)) for n in shown),
+            _above_random(found, found.annotated, name, slice(1, None)),
+        ]
+        for name in rules
+        if name != "random"
+    ]
+    return table(
+        f"even pool: entropy of the annotated above random's by candidates, {len(draws)} draws, mean (standard error)",
+        ["candidates", *map(str, shown), "mean of all rounds"], rows,
+    )  # fmt: skip
+
+
 def report(found: Measured, name: str) -> str:
     """Tables: entropies of the first draws, mean (lowest-highest); of all, differences from random, and the Gaussians."""
     rounds = [n for n in _SHOWN if n < next(iter(found.annotated.values())).shape[1]]
-    draws, ours = len(found.pools), _RULES[:2]
+    draws, ours = len(found.pools), [name for name in RULES if name != "random"]
 
     def cell(values: FloatArray) -> str:
         some = values[:_IN_TABLES]
         return f"{some.mean():.3f} ({some.min():.3f}-{some.max():.3f})"
 
     def entropy(title: str, curves: Curves, items: int, shown: Sequence[int]) -> str:
-        rows = [[str(n), str(items + n * _PICKS), *(cell(curves[rule][:, n]) for rule in _RULES)] for n in shown]
-        last = ["mean of all rounds", "", *(cell(curves[rule][:, 1:].mean(1)) for rule in _RULES)]
-        return table(title, ["round", "items", *_RULES], [*rows, last])
-
-    def above(curves: Curves, rule: str, turns: slice) -> str:
-        values, others = (curves[one][:, turns].mean(1) for one in (rule, "random"))
-        mean, error = difference(values, others, found.pools)
-        return f"{mean:+.3f} ({error:.3f})"
+        rows = [[str(n), str(items + n * _PICKS), *(cell(curves[rule][:, n]) for rule in RULES)] for n in shown]
+        last = ["mean of all rounds", "", *(cell(curves[rule][:, 1:].mean(1)) for rule in RULES)]
+        return table(title, ["round", "items", *RULES], [*rows, last])
 
     turns = {str(n): slice(n, n + 1) for n in rounds if n} | {"mean of all rounds": slice(1, None)}
     compared = [
-        [label, *(above(curves, rule, some) for curves in (found.annotated, found.picked) for rule in ours)]
+        [
+            label,
+            *(_above_random(found, curves, rule, some) for curves in (found.annotated, found.picked) for rule in ours),
+        ]
         for label, some in turns.items()
     ]
     fits = [
-        [str(n), *(f"{curves[rule][:, n].mean():.3f}" for curves in (found.gap, found.spread) for rule in _RULES)]
+        [str(n), *(f"{curves[rule][:, n].mean():.3f}" for curves in (found.gap, found.spread) for rule in RULES)]
         for n in rounds
     ]
     even = f"even classes: {np.log(10):.3f}"
@@ -256,19 +302,19 @@ def report(found: Measured, name: str) -> str:
         ),
         table(
             f"{name}: the annotated's Gaussian and the pool's, {draws} draws",
-            ["round", *(f"{what}, {rule}" for what in ("means apart", "spread") for rule in _RULES)], fits,
+            ["round", *(f"{what}, {rule}" for what in ("means apart", "spread") for rule in RULES)], fits,
         ),
     ])  # fmt: skip
 
 
 def _draw_curves(axes: Axes, found: Measured, title: str) -> None:
     """Of the first five draws: the means of the annotated as lines, lowest to highest as bands; the picks alone dashed."""
-    for rule in _RULES:
+    for rule, colour in zip(RULES, COLOURS, strict=False):
         values, alone = found.annotated[rule][:_IN_TABLES], found.picked[rule][:_IN_TABLES]
         x = np.arange(values.shape[1])
-        (line,) = axes.plot(x, values.mean(0), label=rule)
-        axes.fill_between(x, values.min(0), values.max(0), alpha=0.15)
-        axes.plot(x, alone.mean(0), color=line.get_color(), linestyle="--", linewidth=1)
+        axes.plot(x, values.mean(0), color=colour, label=rule)
+        axes.fill_between(x, values.min(0), values.max(0), color=colour, alpha=0.15, lw=0)
+        axes.plot(x, alone.mean(0), color=colour, linestyle="--", linewidth=1)
     axes.axhline(np.log(10), color="black", linestyle=":", label="even classes")
     axes.set(xlabel="round", title=title, ylim=(1.2, 2.35))
 
@@ -300,13 +346,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args(arguments)
     epochs, draws, seed = chosen.epochs, chosen.draws, chosen.seed
-    thin = thinned_draws(epochs, draws, seed)
+    even, thin = even_draws(digits(epochs, seed), draws, seed), thinned_draws(epochs, draws, seed)
     results = {
         name: measure(some, rounds=chosen.rounds, seed=seed)
-        for name, some in {"even pool": even_draws(digits(epochs, seed), draws, seed), "imbalanced pool": thin}.items()
+        for name, some in {"even pool": even, "imbalanced pool": thin}.items()
     }
     for name, found in results.items():
         print(report(found, name))
+    print(by_candidates(even, rounds=chosen.rounds, seed=seed))
     pool = float(np.mean([class_entropy(draw.found.classes) for draw in thin]))
     print(f"\nMean entropy of the imbalanced pools: {pool:.3f}")
     plot(results, pool, chosen.folder / "bsq-digits.png")

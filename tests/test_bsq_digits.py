@@ -8,7 +8,10 @@ import pytest
 
 from bench import bsq_digits
 from bench.bsq_digits import (
+    RULES,
     Digits,
+    Rule,
+    by_candidates,
     class_entropy,
     difference,
     entropies,
@@ -99,8 +102,25 @@ def test_all_rules_start_alike_and_bsq_evens_out_the_classes(groups: Digits) -> 
     assert all(np.array_equal(curves[rule], again[rule]) for rule in curves)
     assert "| 3 " in report(found, "groups")
     start = imbalanced(groups.classes, np.random.default_rng([0, 0]))
-    chosen = picks(groups, "bsq", start, 2, np.random.default_rng(0))
+    chosen = picks(groups, RULES["bsq"], start, 2, np.random.default_rng([0, 0, 1]))
     assert entropies(groups.classes, start, chosen) == curves["bsq"][0, :3].tolist()
+
+
+def test_eq_7_chooses_among_candidates_that_are_drawn_anew_in_each_round(groups: Digits) -> None:
+    start = imbalanced(groups.classes, np.random.default_rng(5))
+    chosen = picks(groups, Rule(12), start, 20, np.random.default_rng(1))
+    assert len(set(chosen.ravel().tolist()) | set(start.tolist())) == 210
+    rng, labeled = np.random.default_rng(1), np.isin(np.arange(400), start)
+    for some in chosen:
+        assert set(some.tolist()) < set(rng.choice(np.flatnonzero(~labeled), 12, replace=False).tolist())
+        labeled[some] = True
+    # Ten of ten are a random draw; with more candidates than there are, all are looked at.
+    drawn = picks(groups, RULES["random"], start, 1, np.random.default_rng(2))[0]
+    free = np.flatnonzero(~np.isin(np.arange(400), start))
+    assert set(drawn.tolist()) == set(np.random.default_rng(2).choice(free, 10, replace=False).tolist())
+    everything = (picks(groups, Rule(n), start, 3, np.random.default_rng(3)).tolist() for n in (1000, None))
+    assert next(everything) == next(everything)
+    assert "| 160 " in by_candidates(even_draws(groups, 2), rounds=2)
 
 
 def test_a_short_run_prints_the_table_and_draws_the_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
