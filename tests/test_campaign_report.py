@@ -209,6 +209,23 @@ def test_a_campaign_that_still_runs(campaign: Path) -> None:
 
 
 @pytest.mark.usefixtures("unpainted")
+def test_starts_that_are_not_the_same_are_said(campaign: Path) -> None:
+    def same(*seeds: int) -> list[str]:
+        """Those seeds begin alike, the upper bound aside; what both reports say of the others."""
+        rows = pd.read_csv(campaign / "scores.csv")
+        begun = (rows["round"] == 0) & (rows["strategy"] != "all") & rows["seed"].isin(seeds)
+        first = rows[begun].groupby(["seed", "volume", "label"])["dice_3d"].transform("first")
+        rows.loc[begun, "dice_3d"] = first
+        rows.to_csv(campaign / "scores.csv", index=False)
+        page = Page(write_report(campaign)).text
+        texts = (page, (campaign / "report.md").read_text())
+        return [found for text in texts for found in re.findall(r"With seeds (.+?) not all strategies begin", text)]
+
+    assert same(1) == ["0, 2"] * 2
+    assert same(0, 1, 2) == []
+
+
+@pytest.mark.usefixtures("unpainted")
 def test_a_campaign_after_its_start_only(campaign: Path) -> None:
     for name in ("scores", "picks", "timings"):
         rows = pd.read_csv(campaign / f"{name}.csv", dtype=str)

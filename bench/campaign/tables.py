@@ -77,6 +77,13 @@ class Tables:
                     found.append(f"{name}, seed {seed}: {_span(gaps, len(rounds))}")
         return found
 
+    def uneven_starts(self) -> list[int]:
+        """Seeds whose strategies do not begin with the same scores: runs of machines that round otherwise."""
+        begun = self.scores[(self.scores["round"] == 0) & (self.scores["strategy"] != UPPER_BOUND)]
+        cells = begun.pivot(index=["seed", "volume", "label"], columns="strategy", values="dice_3d")
+        there = cells.T.max() - cells.T.min()
+        return sorted({int(seed) for seed, *_ in there[there > 0].index})
+
 
 def read_tables(folder: Path) -> Tables:
     """Read a campaign folder; a campaign that still runs is read as far as it is.
