@@ -98,8 +98,6 @@ def _bare(spec: ModelSpec, ready: Sequence[tuple[Tensor, Tensor]], steps: int, d
     """Forward, loss, backward and optimiser step of the same network on batches that are there already."""
     precision = Precision.of(device, "auto")
     network = spec.network(0).to(device).train()
-    if device.type == "cuda":
-        network = network.to(memory_format=torch.channels_last)
     optimiser, scaler = torch.optim.AdamW(network.parameters()), precision.scaler()
     for step in range(steps):
         data, target = ready[step % len(ready)]

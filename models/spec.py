@@ -83,7 +83,11 @@ class ModelSpec:
         return tuple(-(-size // n) * n for size, n in zip(self.patch, self.divisors, strict=False))
 
     def network(self, seed: int) -> nn.Module:
-        """A freshly initialised network, the same for the same seed; the global generator is left as it was."""
+        """A freshly initialised network, the same for the same seed; the global generator is left as it was.
+
+        Of slices it is channels-last, in which convolutions are faster on CPUs too; those of volumes are on CUDA only.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return self.build(self.channels_out)
+            network = self.build(self.channels_out)
+        return network.to(memory_format=torch.channels_last) if self.spatial_dims == 2 else network

@@ -94,8 +94,8 @@ def _network(spec: ModelSpec, start: Mapping[str, Tensor] | None, seed: int, ran
     if start is not None:
         load_into(network, without_heads(start), spec.name)
     network = ranks.prepared(network).to(ranks.device).train()
-    if ranks.device.type == "cuda":
-        network = network.to(memory_format=torch.channels_last if spec.spatial_dims == 2 else torch.channels_last_3d)
+    if ranks.device.type == "cuda" and spec.spatial_dims == 3:
+        network = network.to(memory_format=torch.channels_last_3d)
     return network
 
 
