@@ -13,8 +13,9 @@ from bench.tables import table
 from loop.catalogue import Found
 from loop.config import AppConfig
 from loop.pool import Pool
-from loop.rounds import Loop, Submission, Swept
+from loop.rounds import Loop, Swept
 from loop.store import Store
+from loop.submitted import Submission
 from strategies import Need
 
 _REPEATS = 15

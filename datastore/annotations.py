@@ -22,7 +22,8 @@ from datastore.rules import FINAL, ORIGINAL, SEG_SUFFIX, TAGS, check_slices, che
 from datastore.volume_io import Header, write_volume
 from loop.durable import atomic, place_durably, sync_file
 from loop.errors import BadInput, NextSliceError, NotFound
-from loop.rounds import Loop, Submission
+from loop.rounds import Loop
+from loop.submitted import Submission
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +121,9 @@ class Annotations(ABC):
                 slices = check_slices(slices, image["n_slices"])
                 _, ticket = self.loop.asked_slices(image, annotator, ticket)
             if named and ticket is not None:
-                again = self.loop.repeated(image_id, ticket, digest=digest, slices=slices, params=params, tag=tag)
+                again = self.loop.submitted.repeated(
+                    image_id, ticket, digest=digest, slices=slices, params=params, tag=tag
+                )
                 if again is not None:
                     return {"submission": again, "slices": list(slices), "ticket": ticket}
             kept, unfiled = self._keep(file, image_id, content, digest)
@@ -138,7 +141,11 @@ class Annotations(ABC):
     def sent_already(self, image_id: str, file: Path) -> int | None:
         """The submission that was sent as this very file; None if there is none."""
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
-        sent = (row["id"] for row in self.loop.submissions(image_id) if (row["digest"], row["tag"]) == (digest, FINAL))
+        sent = (
+            row["id"]
+            for row in self.loop.submitted.submissions(image_id)
+            if (row["digest"], row["tag"]) == (digest, FINAL)
+        )
         return next(sent, None)
 
     def _keep(self, file: Path, image_id: str, content: bytes, digest: str) -> tuple[str, bytes | None]:
@@ -162,7 +169,7 @@ class Annotations(ABC):
     def _file(self) -> None:
         """Write the submissions that are in the store only into their files."""
         with self._filing:
-            while found := self.loop.unfiled(_FILED_AT_ONCE):
+            while found := self.loop.submitted.unfiled(_FILED_AT_ONCE):
                 folders = set()
                 for _, relative, content in found:
                     target = self.state / relative
@@ -172,7 +179,7 @@ class Annotations(ABC):
                     folders.add(target.parent)
                 for folder in folders:
                     sync_file(folder)
-                self.loop.filed([number for number, _, _ in found])
+                self.loop.submitted.filed([number for number, _, _ in found])
 
     def _is_own(self, file: Path) -> bool:
         """Whether a file is an upload or a result of ours, which nobody else keeps."""
@@ -205,8 +212,8 @@ class Annotations(ABC):
             fresh: masks at hand by submission, so that they need not be read again.
         """
         image_id = str(image["id"])
-        sent = {row["id"]: row for row in self.loop.submissions(image_id)}
-        counts = self.loop.labeled_slices(image_id)
+        sent = {row["id"]: row for row in self.loop.submitted.submissions(image_id)}
+        counts = self.loop.submitted.labeled_slices(image_id)
         start = max((number for number, row in sent.items() if row["tag"] == ORIGINAL), default=None)
         shown = {*counts.values(), *([start] if start else [])}
         masks = {n: fresh[n] if n in fresh else self._submitted(sent[n], header) for n in shown}
@@ -251,7 +258,7 @@ class Annotations(ABC):
         there = {path.stat().st_ino: path for path in masks if path.is_file()}
         for path in (*there.values(), *{path.parent for path in masks if path.is_file()}):
             sync_file(path)
-        self.loop.composed(settling)
+        self.loop.submitted.composed(settling)
         with self._locks_guard:
             for image_id, number in settling.items():
                 if self._unsettled.get(image_id) == number:
@@ -275,7 +282,7 @@ class Annotations(ABC):
         os.replace(beside, target)
 
     def _submitted(self, row: Mapping[str, Any], header: Header) -> npt.NDArray[np.uint8]:
-        content = self.loop.content(row["id"])
+        content = self.loop.submitted.content(row["id"])
         if content is None:
             return self._mask_of(row, self.state / row["file"], header)
         copy = self.state / "incoming" / f"{time.time_ns()}-{Path(row['file']).name}"
@@ -304,7 +311,7 @@ class Annotations(ABC):
         other label than the first time.
         """
         extra = set(sent.painted) - set(asked)
-        for row in self.loop.submissions(image_id) if extra else []:
+        for row in self.loop.submitted.submissions(image_id) if extra else []:
             if row["digest"] == digest:
                 continue
             before = self._submitted(row, header)

@@ -20,7 +20,7 @@ from dicom.seg_head import SegHead, read_head
 from dicom.seg_search import FoundSeg, OrthancFeed, find_seg, search_segs
 from loop.errors import BadInput, NextSliceError, NotFound, Unavailable
 from loop.returned import BEFORE, ELSEWHERE, OURS, REFUSED, Noticed
-from loop.rounds import Ticket
+from loop.tickets import Ticket
 
 logger = logging.getLogger(__name__)
 

@@ -56,10 +56,10 @@ def composite_seg(datastore: ArchiveDatastore, image_id: str, tag: str, form: Fo
     mark = datastore.loop.config.unlabeled()
     if mark is not None and tag == FINAL:
         mask = as_viewers_draw(mask, mark)
-    counts = datastore.loop.labeled_slices(image_id)
+    counts = datastore.loop.submitted.labeled_slices(image_id)
     if not counts and form.slices == "annotated":
         raise NotFound(f"No slice of {image_id!r} is annotated yet; slices=all gives its start mask.")
-    sent = datastore.loop.submissions(image_id)
+    sent = datastore.loop.submitted.submissions(image_id)
     counted = [row for row in sent if row["id"] in counts.values()] or sent
     names = list(dict.fromkeys(row["annotator"] for row in counted if row["annotator"]))
     shown = ", ".join(names[:_LISTED]) + (" ..." if len(names) > _LISTED else "")
@@ -121,7 +121,7 @@ def start_seg(
     Raises:
         As `store_seg`, and what `predict` raises.
     """
-    sent = datastore.loop.submissions(image_id)
+    sent = datastore.loop.submitted.submissions(image_id)
     if not any(row["tag"] == FINAL for row in sent) and predict is not None:
         digest = datastore.loop.current_model()
         if digest and not any(row["params"].get("model") == digest for row in sent):
@@ -130,7 +130,7 @@ def start_seg(
                 datastore.submit(image_id, mask, tag=ORIGINAL, params={"model": digest})
             finally:
                 mask.unlink(missing_ok=True)
-    if not datastore.loop.submissions(image_id):
+    if not datastore.loop.submitted.submissions(image_id):
         return None
     written = composite_seg(datastore, image_id, ORIGINAL, Form("labelmap", "all"), begins=True)
     store_seg(datastore, image_id, written)

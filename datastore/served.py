@@ -175,7 +175,7 @@ class ServedDatastore(Annotations, Datastore):
                 "annotated_slices": row["slices"],
                 "axis": row["axis"],
             }
-            for row in self.loop.labeled_images()
+            for row in self.loop.submitted.labeled_images()
         ]
 
     def status(self) -> dict[str, Any]:
@@ -203,7 +203,7 @@ class ServedDatastore(Annotations, Datastore):
         """A ZIP with the annotated images, their composite masks, and which slices are annotated; removed by the caller."""
         self.settle()
         target = self.state / "incoming" / f"dataset-{time.time_ns()}.zip"
-        rows = self.loop.labeled_images()[: limit_cases or None]
+        rows = self.loop.submitted.labeled_images()[: limit_cases or None]
         with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
             for row in rows:
                 archive.write(self.readable_path(row["id"]), row["path"])

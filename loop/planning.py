@@ -64,7 +64,7 @@ def plan(
 def _cases(workplace: Workplace, loop: Loop) -> list[Planned]:
     """All images, each with its own slice axis first, or for volumes with the axis first that most have."""
     located = loop.catalogue.located()
-    annotated = {row["id"] for row in loop.labeled_images()}
+    annotated = {row["id"] for row in loop.submitted.labeled_images()}
     axes = Counter(row["axis"] for row in located.values())
     fetching = workplace.fetching(loop)
     volumes = configuration(workplace.open_config()) != "2d"

@@ -1,9 +1,8 @@
 """The loop itself: plan a round, hand out tickets, take labels back. The only writer of the store."""
 
 import time
-import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,13 +12,15 @@ import strategies
 from loop import events, statements
 from loop.catalogue import Catalogue
 from loop.config import AppConfig
-from loop.errors import BadInput, Conflict, Gone, NotFound, unknown
+from loop.errors import BadInput, Conflict, NotFound, unknown
 from loop.jobs import Jobs
 from loop.overview import Overview
 from loop.pool import WHOLE, BoolArray, Pool
 from loop.returned import Returned, recorded
 from loop.signals import FloatArray
-from loop.store import Store, images, labels, leases, meta, round_items, rounds, skips, tickets, unfiled
+from loop.store import Store, images, labels, leases, meta, round_items, rounds, skips, tickets
+from loop.submitted import Submission, Submitted
+from loop.tickets import Leases, Ticket, Wanted, index_of, item_json, key_of
 
 
 @dataclass(frozen=True)
@@ -30,79 +31,7 @@ class Swept:
     unreadable: BoolArray
 
 
-_ANY = WHOLE - 1
-"""No item's slice."""
-
 SignalSource = Callable[[Pool, tuple[strategies.Need, ...]], Swept]
-
-
-@dataclass(frozen=True)
-class Ticket:
-    """One image with its asked items, leased to one annotator until `expires_at`.
-
-    Attributes:
-        items: {"slice", "rank", "score", "why"} each; slice None asks for the whole volume.
-        state: open, submitted, skipped, released, expired.
-    """
-
-    id: str
-    round: int
-    strategy: str
-    selected_by: str
-    image_id: str
-    patient: str
-    axis: int
-    n_slices: int
-    annotator: str
-    items: list[dict[str, Any]]
-    state: str
-    opened_at: float
-    expires_at: float
-
-    @property
-    def slices(self) -> list[int]:
-        """The asked slices, ascending; all of them for a whole volume."""
-        asked = [item["slice"] for item in self.items]
-        return list(range(self.n_slices)) if None in asked else sorted(asked)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"slices": self.slices}
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a ticket is asked for by name: an image, or one slice of it and what else of the image the ticket has room for."""
-
-    image_id: str
-    slice: int | None = None
-
-    def __str__(self) -> str:
-        return f"{self.image_id!r}" if self.slice is None else f"Slice {self.slice} of {self.image_id!r}"
-
-
-@dataclass(frozen=True)
-class Submission:
-    """A label as it was sent.
-
-    Attributes:
-        file: where it is kept, relative to the state folder.
-        voxels: of each of `slices`, the voxels of each class, background first; () if nobody counted.
-        content: what is to be written there, kept in the store until it is; None if the file is there and durable.
-        slices: the slices it answers for.
-        tag: "final" for an annotation, "original" for a start mask that annotates nothing.
-        returned: SOP instance UID of what was noticed in the archive; "" if it came otherwise.
-    """
-
-    annotator: str
-    digest: str
-    file: str
-    slices: Sequence[int]
-    ticket: str | None
-    params: Mapping[str, Any]
-    tag: str = "final"
-    voxels: Sequence[Sequence[int]] = ()
-    content: bytes | None = None
-    returned: str = ""
 
 
 class Loop:
@@ -118,6 +47,8 @@ class Loop:
         self.jobs = Jobs(store, clock)
         self.overview = Overview(store)
         self.returned = Returned(store, clock)
+        self.submitted = Submitted(store)
+        self._leases = Leases(config, clock)
 
     # --- rounds
 
@@ -274,7 +205,7 @@ class Loop:
         with self.store.read() as connection:
             query = sa.select(round_items).where(round_items.c.round == number).order_by(round_items.c.rank)
             items = [
-                _item_json(row) | {"state": row["state"], "image": row["image_id"]}
+                item_json(row) | {"state": row["state"], "image": row["image_id"]}
                 for row in connection.execute(query).mappings()
             ]
         return header | {"items": items}
@@ -339,130 +270,44 @@ class Loop:
         if strategy not in strategies.names():
             raise unknown("strategy", strategy, strategies.names())
         with self.store.write() as connection:
-            self._expire(connection)
-            mine = self._still_there(connection, self._open_tickets(connection, annotator)) if annotator else []
+            self._leases.expire(connection)
+            mine = (
+                self._leases.still_there(connection, self._leases.of_annotator(connection, annotator))
+                if annotator
+                else []
+            )
             if another:
                 for row in mine:
-                    self._close(connection, row, "released", "asked for another")
+                    self._leases.close(connection, row, "released", "asked for another")
             if of is not None:
                 return [self._ask_for(connection, strategy, annotator, of, mine if resume and not another else [])]
             avoid = {(row["image_id"], item["slice"]) for row in mine for item in row["items"]} if another else set()
-            given = [self._renew(connection, row) for row in mine[:n]] if resume and not another else []
-            number = self._round_to_serve(connection, strategy)
+            given = [self._leases.renew(connection, row) for row in mine[:n]] if resume and not another else []
+            number = self._leases.round_to_serve(connection, strategy)
             while number is not None and len(given) < n:
-                best = self._best_image(connection, number, avoid)
-                ticket = self._lease(connection, number, annotator, Wanted(best)) if best is not None else None
+                best = self._leases.best_image(connection, number, avoid)
+                ticket = self._leases.lease(connection, number, annotator, Wanted(best)) if best is not None else None
                 if ticket is None:
                     break
                 given.append(ticket)
             return given
-
-    def _still_there(self, connection: Connection, rows: Sequence[RowMapping]) -> list[RowMapping]:
-        """Of open tickets, those whose image can be had; the others end, so that nobody is given them again."""
-        there = []
-        for row in rows:
-            if connection.execute(statements.USABLE, {"image": row["image_id"]}).first() is None:
-                self._close(connection, row, "released", "the image is gone")
-            else:
-                there.append(row)
-        return there
 
     def _ask_for(
         self, connection: Connection, strategy: str, annotator: str, of: Wanted, mine: Sequence[RowMapping]
     ) -> Ticket:
         for row in mine:
             if row["image_id"] == of.image_id and of.slice in (None, *(item["slice"] for item in row["items"])):
-                return self._renew(connection, row)
-        number = self._round_to_serve(connection, strategy)
+                return self._leases.renew(connection, row)
+        number = self._leases.round_to_serve(connection, strategy)
         if number is None:
             raise Conflict(f"No round of {strategy} is open, so nothing of {of.image_id!r} is asked for now.")
         usable = connection.execute(statements.USABLE, {"image": of.image_id}).first() is not None
-        ticket = self._lease(connection, number, annotator, of) if usable else None
+        ticket = self._leases.lease(connection, number, annotator, of) if usable else None
         if ticket is None:
-            raise Conflict(self._why_not(connection, number, of) if usable else f"{of} cannot be read, or is gone.")
+            raise Conflict(
+                self._leases.why_not(connection, number, of) if usable else f"{of} cannot be read, or is gone."
+            )
         return ticket
-
-    def _why_not(self, connection: Connection, number: int, of: Wanted) -> str:
-        """Why a round has nothing to hand out of what is wanted, in a sentence."""
-        asked = connection.execute(statements.ASKED_OF_IMAGE, {"round": number, "image": of.image_id}).all()
-        states = {row.slice: row.state for row in asked if of.slice is None or row.slice in (of.slice, WHOLE)}
-        if not states:
-            return f"{of} is not asked for in round {number}."
-        holders = connection.execute(statements.LEASES_OF_IMAGE, {"image": of.image_id})
-        held = [row.annotator or "somebody without a name" for row in holders if row.slice in states]
-        if held:
-            return f"{of} is being annotated by {', '.join(sorted(set(held)))}."
-        return f"{of} is {' and '.join(sorted(set(states.values())))} already."
-
-    def _open_tickets(self, connection: Connection, annotator: str) -> list[RowMapping]:
-        return list(connection.execute(statements.TICKETS_OF_ANNOTATOR, {"annotator": annotator}).mappings())
-
-    def _expire(self, connection: Connection) -> None:
-        for row in connection.execute(statements.TICKETS_OVER, {"now": self.clock()}).mappings().all():
-            self._close(connection, row, "expired", "the lease ran out")
-
-    def _close(self, connection: Connection, ticket: RowMapping, state: str, reason: str | None) -> None:
-        connection.execute(statements.END_LEASES, {"ticket": ticket["id"]})
-        values = {"new_state": state, "now": self.clock(), "because": reason}
-        connection.execute(statements.CLOSE_TICKET, {"ticket": ticket["id"], **values})
-        events.log(
-            connection,
-            self.clock(),
-            f"ticket_{state}",
-            ticket=ticket["id"],
-            image=ticket["image_id"],
-            annotator=ticket["annotator"],
-        )
-
-    def _renew(self, connection: Connection, ticket: RowMapping) -> Ticket:
-        expires = self.clock() + 60 * self.config.lease_minutes
-        connection.execute(statements.RENEW_TICKET, {"ticket": ticket["id"], "until": expires})
-        return self._ticket(connection, dict(ticket) | {"expires_at": expires})
-
-    def _round_to_serve(self, connection: Connection, strategy: str) -> int | None:
-        row = connection.execute(statements.NEWEST_ROUND, {"strategy": strategy}).one_or_none()
-        if row is not None:
-            return int(row.id) if row.state == "open" else None
-        found = connection.execute(statements.NEWEST_OPEN_ROUND).scalar_one_or_none()
-        return None if found is None else int(found)
-
-    def _lease(self, connection: Connection, number: int, annotator: str, of: Wanted) -> Ticket | None:
-        """A ticket of the image's free items; None if there are none, or the wanted one is not among them."""
-        image_id, first = of.image_id, of.slice
-        wanted = {
-            "round": number, "image": image_id, "most": self.config.slices_per_ticket, "first": _ANY if first is None else first,
-        }  # fmt: skip
-        items = [_item_json(row) for row in connection.execute(statements.FREE_ITEMS_OF_IMAGE, wanted).mappings()]
-        if not items or first not in (None, items[0]["slice"]):
-            return None
-        now = self.clock()
-        row = {
-            "id": uuid.uuid4().hex, "round": number, "image_id": image_id, "annotator": annotator, "items": items,
-            "state": "open", "opened_at": now, "expires_at": now + 60 * self.config.lease_minutes,
-        }  # fmt: skip
-        connection.execute(statements.OPEN_TICKET, row)
-        connection.execute(
-            statements.LEASE,
-            [{"image_id": image_id, "slice": _key(item["slice"]), "ticket": row["id"]} for item in items],
-        )
-        events.log(connection, now, "ticket_opened", ticket=row["id"], image=image_id, annotator=annotator)
-        return self._ticket(connection, row)
-
-    def _best_image(self, connection: Connection, number: int, avoid: set[tuple[str, int | None]]) -> str | None:
-        """The image of the best free item; images nobody works on first, then items just given back last."""
-        wanted = {"round": number, "most": len(avoid) + 1}
-        rows = connection.execute(statements.FREE_ITEMS, wanted).mappings().all()
-        fresh = [row for row in rows if (row["image_id"], _index(row["slice"])) not in avoid]
-        return next((str(row["image_id"]) for row in [*fresh, *rows]), None)
-
-    def _ticket(self, connection: Connection, row: RowMapping | dict[str, Any]) -> Ticket:
-        image = connection.execute(statements.IMAGE_OF_TICKET, {"image": row["image_id"]}).one()
-        by = connection.execute(statements.ROUND_OF_TICKET, {"round": row["round"]}).one()
-        return Ticket(
-            id=row["id"], round=row["round"], strategy=by.strategy, selected_by=by.selected_by, image_id=row["image_id"],
-            patient=image.patient, axis=image.axis, n_slices=image.n_slices, annotator=row["annotator"],
-            items=list(row["items"]), state=row["state"], opened_at=row["opened_at"], expires_at=row["expires_at"],
-        )  # fmt: skip
 
     def ticket(self, ticket_id: str) -> Ticket:
         """One ticket in whatever state.
@@ -471,30 +316,13 @@ class Loop:
             NotFound: no such ticket.
         """
         with self.store.read() as connection:
-            return self._ticket(connection, self._ticket_row(connection, ticket_id))
+            return self._leases.read(connection, self._leases.row(connection, ticket_id))
 
     def tickets_of(self, image_id: str) -> list[Ticket]:
         """The tickets of an image that a label may still answer, oldest first: open, or expired."""
         with self.store.read() as connection:
             rows = connection.execute(statements.TICKETS_OF_IMAGE, {"image": image_id}).mappings().all()
-            return [self._ticket(connection, row) for row in rows]
-
-    def _ticket_row(self, connection: Connection, ticket_id: str) -> RowMapping:
-        row = connection.execute(statements.TICKET, {"ticket": ticket_id}).mappings().one_or_none()
-        if row is None:
-            raise NotFound(f"There is no ticket {ticket_id[:100]!r}.")
-        return row
-
-    def _open_ticket(self, connection: Connection, ticket_id: str) -> RowMapping:
-        self._expire(connection)
-        row = self._ticket_row(connection, ticket_id)
-        if row["state"] == "expired":
-            raise Gone(
-                f"The lease of ticket {ticket_id} ran out and its items are open to others again. Ask for a new one."
-            )
-        if row["state"] != "open":
-            raise Conflict(f"Ticket {ticket_id} is {row['state']} already.")
-        return row
+            return [self._leases.read(connection, row) for row in rows]
 
     def release(self, ticket_id: str) -> None:
         """Give a ticket's items back; they are open to everybody again.
@@ -503,19 +331,19 @@ class Loop:
             NotFound, Gone, Conflict: no such ticket, expired, or closed already.
         """
         with self.store.write() as connection:
-            self._close(connection, self._open_ticket(connection, ticket_id), "released", None)
+            self._leases.close(connection, self._leases.open_row(connection, ticket_id), "released", None)
 
     def renew(self, ticket_id: str) -> Ticket:
         """Let the lease run anew from now. Raises as `release`."""
         with self.store.write() as connection:
-            return self._renew(connection, self._open_ticket(connection, ticket_id))
+            return self._leases.renew(connection, self._leases.open_row(connection, ticket_id))
 
     def skip(self, ticket_id: str, reason: str) -> None:
         """Never ask for these items again, and keep why. Raises as `release`."""
         with self.store.write() as connection:
-            ticket = self._open_ticket(connection, ticket_id)
-            keys = [_key(item["slice"]) for item in ticket["items"]]
-            self._close(connection, ticket, "skipped", reason)
+            ticket = self._leases.open_row(connection, ticket_id)
+            keys = [key_of(item["slice"]) for item in ticket["items"]]
+            self._leases.close(connection, ticket, "skipped", reason)
             self._skip(connection, ticket["image_id"], keys, ticket["annotator"], reason)
 
     def skip_items(self, image_id: str, slices: Sequence[int | None], reason: str, annotator: str = "") -> None:
@@ -524,15 +352,15 @@ class Loop:
         Raises:
             BadInput: the image has no such slice. Conflict: somebody annotates one of them now, or it is annotated.
         """
-        image, keys = self.catalogue.image(image_id), sorted({_key(index) for index in slices})
+        image, keys = self.catalogue.image(image_id), sorted({key_of(index) for index in slices})
         if wrong := [key for key in keys if key != WHOLE and not 0 <= key < image["n_slices"]]:
             raise BadInput(f"{image_id!r} has the slices 0 to {image['n_slices'] - 1}, got {wrong[0]}.")
         with self.store.write() as connection:
-            self._expire(connection)
+            self._leases.expire(connection)
             for row in connection.execute(statements.LEASES_OF_IMAGE, {"image": image_id}):
                 if row.slice in keys or WHOLE in (row.slice, *keys):
                     raise Conflict(
-                        f"{Wanted(image_id, _index(row.slice))} is being annotated by "
+                        f"{Wanted(image_id, index_of(row.slice))} is being annotated by "
                         f"{row.annotator or 'somebody without a name'}: skip or release that ticket."
                     )
             done = set(connection.execute(statements.LABELS_OF_IMAGE, {"image": image_id}).scalars())
@@ -557,7 +385,7 @@ class Loop:
             for row in (
                 connection.execute(sa.select(tickets).where(of_image, tickets.c.state == "open")).mappings().all()
             ):
-                self._close(connection, row, "released", f"the image cannot be used: {reason}")
+                self._leases.close(connection, row, "released", f"the image cannot be used: {reason}")
             pending = (round_items.c.image_id == image_id) & (round_items.c.state == "pending")
             touched = round_items.update().where(pending).values(state="unreadable").returning(round_items.c.round)
             self._close_finished(connection, set(connection.execute(touched).scalars()))
@@ -587,18 +415,18 @@ class Loop:
         image_id = image["id"]
         with self.store.read() as connection:
             if ticket_id is not None:
-                named = self._ticket_row(connection, ticket_id)
+                named = self._leases.row(connection, ticket_id)
                 if named["image_id"] != image_id:
                     raise Conflict(
                         f"Ticket {ticket_id} asks for image {named['image_id']!r}, the label is for {image_id!r}."
                     )
-                return self._ticket(connection, named).slices, ticket_id
+                return self._leases.read(connection, named).slices, ticket_id
             there = connection.execute(statements.TICKETS_OF_IMAGE, {"image": image_id}).mappings()
             found = [row for row in there if row["annotator"] == annotator]
             still_open = [row for row in found if row["state"] == "open"]
             if found:
                 row = still_open[0] if still_open else found[-1]
-                return self._ticket(connection, row).slices, row["id"]
+                return self._leases.read(connection, row).slices, row["id"]
         return list(range(image["n_slices"])), None
 
     def tell(self, image_id: str, submission: Submission) -> int:
@@ -656,78 +484,8 @@ class Loop:
         done = set(connection.execute(statements.LABELS_OF_IMAGE, {"image": image_id}).scalars())
         for row in rows:
             is_open = row["state"] == "open"
-            if row["id"] == submission.ticket or (is_open and set(self._ticket(connection, row).slices) <= done):
-                self._close(connection, row, "submitted", None)
-
-    def repeated(
-        self, image_id: str, ticket_id: str, *, digest: str, slices: Sequence[int], params: Mapping[str, Any], tag: str
-    ) -> int | None:
-        """The number of what a ticket was answered with last, if it is this again: its answer was lost on the way."""
-        asked = {"image": image_id, "ticket": ticket_id}
-        with self.store.read() as connection:
-            last = connection.execute(statements.NEWEST_OF_TICKET, asked).one_or_none()
-        sent = (digest, list(slices), dict(params), tag)
-        if last is None or (last.digest, list(last.slices), dict(last.params), last.tag) != sent:
-            return None
-        return int(last.id)
-
-    def submissions(self, image_id: str) -> list[dict[str, Any]]:
-        """Everything that was ever sent for an image, oldest first."""
-        with self.store.read() as connection:
-            found = connection.execute(statements.SUBMISSIONS_OF_IMAGE, {"image": image_id})
-            return [dict(row) for row in found.mappings()]
-
-    def unfiled(self, most: int) -> list[tuple[int, str, bytes]]:
-        """(submission, its file, what belongs into it) of the oldest submissions that have no file yet."""
-        with self.store.read() as connection:
-            return [(row.id, row.file, row.content) for row in connection.execute(statements.UNFILED, {"most": most})]
-
-    def content(self, submission: int) -> bytes | None:
-        """What was sent, while it has no file; None when its file is there."""
-        query = sa.select(unfiled.c.content).where(unfiled.c.submission == submission)
-        with self.store.read() as connection:
-            found: bytes | None = connection.execute(query).scalar_one_or_none()
-        return found
-
-    def filed(self, submissions: Sequence[int]) -> None:
-        """Those submissions have a durable file now."""
-        with self.store.write() as connection:
-            connection.execute(unfiled.delete().where(unfiled.c.submission.in_(submissions)))
-
-    def labeled_slices(self, image_id: str) -> dict[int, int]:
-        """{slice: the submission that counts for it}."""
-        with self.store.read() as connection:
-            return dict(connection.execute(statements.LABELS_OF_IMAGE, {"image": image_id}).all())
-
-    def composed(self, held: Mapping[str, int]) -> None:
-        """The composite mask of each image on disk holds everything up to a submission, durably."""
-        if not held:
-            return
-        with self.store.write() as connection:
-            for image_id, submission in held.items():
-                where = (images.c.id == image_id) & (images.c.composite < submission)
-                connection.execute(images.update().where(where).values(composite=submission))
-
-    def labeled_images(self) -> list[dict[str, Any]]:
-        """Images with annotated slices: the record, and `slices` ascending. What training and validation see.
-
-        Only slices that the composite mask on disk has: one that was saved a moment ago waits for the next training.
-        """
-        with self.store.read() as connection:
-            rows = (
-                connection.execute(sa.select(images).where(images.c.n_labeled > 0).order_by(images.c.row))
-                .mappings()
-                .all()
-            )
-            found: dict[str, list[int]] = {}
-            composed = (
-                sa.select(labels.c.image_id, labels.c.slice)
-                .join(images, (images.c.id == labels.c.image_id) & (labels.c.submission <= images.c.composite))
-                .order_by(labels.c.slice)
-            )
-            for row in connection.execute(composed):
-                found.setdefault(row.image_id, []).append(row.slice)
-        return [dict(row) | {"slices": found[row["id"]]} for row in rows if row["id"] in found]
+            if row["id"] == submission.ticket or (is_open and set(self._leases.read(connection, row).slices) <= done):
+                self._leases.close(connection, row, "submitted", None)
 
     # --- models
 
@@ -779,15 +537,3 @@ class Loop:
                 state |= {"round": last["round"], "rank": last["rank"], "score": last["score"], "why": last["why"]}
             states.append(state)
         return states
-
-
-def _key(index: int | None) -> int:
-    return WHOLE if index is None else index
-
-
-def _index(key: int) -> int | None:
-    return None if key == WHOLE else key
-
-
-def _item_json(row: RowMapping) -> dict[str, Any]:
-    return {"slice": _index(row["slice"]), "rank": row["rank"], "score": row["score"], "why": row["why"]}

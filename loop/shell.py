@@ -9,7 +9,8 @@ from monailabel.interfaces.tasks.strategy import Strategy
 import strategies
 from loop.conductor import Conductor
 from loop.errors import BadInput, NextSliceError
-from loop.rounds import Loop, Ticket, Wanted
+from loop.rounds import Loop
+from loop.tickets import Ticket, Wanted
 from loop.worker import run
 
 _AXIS_NAMES = ("i", "j", "k")

@@ -102,7 +102,7 @@ def train(worker: Worker) -> dict[str, Any]:
             outside=worker.config.supervision == "scribble" and worker.config.scribble_outside,
             fetch=worker.fetching(row["id"]),
         )
-        for row in worker.loop.labeled_images()
+        for row in worker.loop.submitted.labeled_images()
     ]
     devices = distributed.devices_for(pick_device(request["device"]), request["gpus"])
     size = request["prepared_cache_mb"] << 20

@@ -19,8 +19,8 @@ from datastore.volume_io import write_volume
 from loop import events
 from loop.errors import BadInput, Conflict, unknown
 from loop.jobs import KINDS
-from loop.rounds import Ticket, Wanted
 from loop.shell import ServedStrategy, sample_of
+from loop.tickets import Ticket, Wanted
 from loop.workplace import dimension
 from server import links
 from server.door import Admin, Annotator, AnyUser, annotator_of, new_file, parts
@@ -210,7 +210,7 @@ def get_items(image: str, user: User = Depends(AnyUser)) -> dict[str, Any]:
     }
     sent = [
         {key: row[key] for key in ("id", "tag", "annotator", "at", "digest", "slices", "ticket")}
-        for row in loop.submissions(image)
+        for row in loop.submitted.submissions(image)
     ]
     return {**facts, "slices": loop.item_states(image), "submissions": sent}
 

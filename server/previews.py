@@ -112,7 +112,7 @@ def thumbnail(
         record = here.loop.catalogue.image(image)
     at = _slice(index, record)
     preview = _preview(record) if contour or heat else None
-    labelled = label and at in (held := here.loop.labeled_slices(record["id"]))
+    labelled = label and at in (held := here.loop.submitted.labeled_slices(record["id"]))
     drawn = [
         name for name, on in (("contour", contour and preview), ("heat", heat and preview), ("label", labelled)) if on
     ]

@@ -168,7 +168,7 @@ def test_an_annotated_series_that_grows_is_kept_but_not_asked_again(
     here.datastore.refresh()
     with pytest.raises(Conflict, match="after slices were annotated"):
         here.datastore.readable_path(image_id)
-    assert here.loop.labeled_slices(image_id) == {1: 1}
+    assert here.loop.submitted.labeled_slices(image_id) == {1: 1}
 
 
 def test_an_annotated_series_that_was_gone_comes_back_as_it_was(
@@ -198,7 +198,7 @@ def test_an_annotated_series_that_was_gone_comes_back_as_it_was(
             here.images.fetch(image_id).unlink()
         assert here.loop.catalogue.image(image_id)["error"] is None
         assert np.array_equal(read_volume(here.datastore.image_path(image_id)).array, array)
-        assert here.loop.labeled_slices(image_id) == {1: 1}
+        assert here.loop.submitted.labeled_slices(image_id) == {1: 1}
     # As many instances, but others.
     back_in_parts()
     write_series(tmp_path / "gone", array, AFFINE @ np.diag([2, 1, 1, 1]), Study("gone"))
@@ -324,7 +324,7 @@ def test_a_series_that_is_not_given_once_comes_back_into_the_pool(
     way.how = ""
     assert here.datastore.look_for("", image_id) == [image_id]
     assert np.array_equal(read_volume(here.datastore.image_path(image_id)).array, array)
-    assert here.loop.labeled_slices(image_id) == {1: 1}
+    assert here.loop.submitted.labeled_slices(image_id) == {1: 1}
 
 
 def test_a_series_whose_fetch_is_lost_stays_in_the_pool(

@@ -23,8 +23,9 @@ from loop.catalogue import Found
 from loop.conductor import Conductor
 from loop.config import AppConfig
 from loop.forking import fork_context
-from loop.rounds import Loop, Submission
+from loop.rounds import Loop
 from loop.store import Store
+from loop.submitted import Submission
 from loop.worker import run, train
 from loop.workplace import Worker, Workplace
 from models.heads import of_heads
@@ -67,7 +68,7 @@ class Office:
 
     def label(self, image_id: str = "patient0", slices: Sequence[int] = range(SLICES)) -> None:
         number = self.loop.tell(image_id, Submission("", "d", "f", list(slices), None, {}))
-        self.loop.composed({image_id: number})  # the masks are there from the start
+        self.loop.submitted.composed({image_id: number})  # the masks are there from the start
 
     def queued(self, kind: str, **request: Any) -> str:
         return str(self.loop.jobs.queue(kind, "unet2d", request, "asked for")["id"])

@@ -16,9 +16,11 @@ from loop.config import AppConfig
 from loop.errors import BadInput, Conflict, Gone, NotFound
 from loop.jobs import Jobs
 from loop.pool import WHOLE, Pool
-from loop.rounds import Loop, Submission, Swept, Ticket
+from loop.rounds import Loop, Swept
 from loop.signals import Signal
 from loop.store import Store, leases, unfiled
+from loop.submitted import Submission
+from loop.tickets import Ticket
 
 MakeLoop = Callable[..., Loop]
 
@@ -115,7 +117,7 @@ def test_unreadable_and_missing_images_are_held_but_keep_their_labels(make: Make
     loop.catalogue.sync([image(1, 4, version="2", error="broken", shape=None, spacing=None)], ["patient000"], 1.0)
     pool = loop.catalogue.build_pool()
     assert {pool.items[int(row)].image_id for row in pool.candidates} == {"patient002"}
-    assert loop.labeled_slices("patient000") == {1: sent}
+    assert loop.submitted.labeled_slices("patient000") == {1: sent}
     with pytest.raises(NotFound):
         loop.catalogue.image("patient000")
     loop.catalogue.sync([image(0, 4)], [], 2.0)
@@ -309,7 +311,7 @@ def test_a_new_round_takes_the_place_of_the_old_and_its_tickets_stay_valid(make:
     assert not set(items([held])) & set(items(loop.ask("random", "b", n=100))), "leased items are not asked again"
     submit(loop, held)
     assert loop.round(new)["state"] == "open"
-    assert set(loop.labeled_slices(held.image_id)) == set(held.slices)
+    assert set(loop.submitted.labeled_slices(held.image_id)) == set(held.slices)
 
 
 def test_a_strategy_without_a_round_is_served_from_another(make: MakeLoop) -> None:
@@ -431,14 +433,19 @@ def test_tell_keeps_everything_and_the_newest_counts(make: MakeLoop) -> None:
     loop = make()
     first = tell(loop, "patient000", [1, 2], annotator="a", digest="one")
     second = tell(loop, "patient000", [2, 3], annotator="b", digest="two")
-    assert loop.labeled_slices("patient000") == {1: first, 2: second, 3: second}
-    assert [(row["annotator"], row["digest"]) for row in loop.submissions("patient000")] == [("a", "one"), ("b", "two")]
+    assert loop.submitted.labeled_slices("patient000") == {1: first, 2: second, 3: second}
+    assert [(row["annotator"], row["digest"]) for row in loop.submitted.submissions("patient000")] == [
+        ("a", "one"),
+        ("b", "two"),
+    ]
     assert loop.catalogue.counts()["labeled_slices"] == 3
-    assert loop.labeled_images() == [], "a training must not take slices that the composite mask does not hold yet"
-    loop.composed({"patient000": first})
-    assert [row["slices"] for row in loop.labeled_images()] == [[1]]
-    loop.composed({"patient000": second})
-    assert [row["slices"] for row in loop.labeled_images()] == [[1, 2, 3]]
+    assert loop.submitted.labeled_images() == [], (
+        "a training must not take slices that the composite mask does not hold yet"
+    )
+    loop.submitted.composed({"patient000": first})
+    assert [row["slices"] for row in loop.submitted.labeled_images()] == [[1]]
+    loop.submitted.composed({"patient000": second})
+    assert [row["slices"] for row in loop.submitted.labeled_images()] == [[1, 2, 3]]
 
 
 def test_a_label_ends_leases_of_others_on_what_is_labelled_now(make: MakeLoop) -> None:

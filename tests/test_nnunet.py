@@ -21,8 +21,9 @@ from loop.catalogue import Found
 from loop.config import AppConfig
 from loop.errors import BadInput, Conflict
 from loop.planning import plan
-from loop.rounds import Loop, Submission
+from loop.rounds import Loop
 from loop.store import Store
+from loop.submitted import Submission
 from loop.worker import run
 from loop.workplace import Workplace, dimension
 from models.nnunet import ct_normalised, output_weights, z_scored
@@ -278,7 +279,7 @@ def campaign(tmp_path: Path) -> Iterator[Campaign]:
         written(tmp_path / "labels" / "final", f"p{number}", drawn.label, (1, 1, 3))
         found.append(Found(f"p{number}", f"p{number}.nii.gz", "1", (32, 32, 8), (1.0, 1.0, 3.0)))
     made.loop.catalogue.sync(found, [], 0.0)
-    made.loop.composed({"p0": made.loop.tell("p0", Submission("", "d", "f", list(range(8)), None, {}))})
+    made.loop.submitted.composed({"p0": made.loop.tell("p0", Submission("", "d", "f", list(range(8)), None, {}))})
     yield made
     store.close()
 

@@ -9,9 +9,11 @@ from loop.catalogue import Found
 from loop.config import AppConfig
 from loop.errors import BadInput, Conflict, NotFound
 from loop.pool import Pool
-from loop.rounds import Loop, Submission, Swept, Wanted
+from loop.rounds import Loop, Swept
 from loop.signals import Signal
 from loop.store import Store, images
+from loop.submitted import Submission
+from loop.tickets import Wanted
 
 NAMES = ("a", "b", "c%_", "d")
 

@@ -34,7 +34,7 @@ class Desk:
         return self.datastore.submit("a", file, **{**wish, **more})
 
     def sent(self) -> list[int]:
-        return [row["id"] for row in self.datastore.loop.submissions("a")]
+        return [row["id"] for row in self.datastore.loop.submitted.submissions("a")]
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ class Place:
         return {row["sop_uid"]: row for row in self.loop.returned.listed(limit=1000)}
 
     def sent(self, image: str) -> list[dict[str, Any]]:
-        return [row for row in self.loop.submissions(image) if row["tag"] == FINAL]
+        return [row for row in self.loop.submitted.submissions(image) if row["tag"] == FINAL]
 
     def composite(self, image: str) -> npt.NDArray[Any]:
         return read_volume(self.datastore.label_file(image, FINAL)).array

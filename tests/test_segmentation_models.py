@@ -18,9 +18,10 @@ from infers.dropout import active_dropout, dropout_modules, repeat
 from infers.gradients import item_gradients
 from loop.catalogue import Found
 from loop.config import AppConfig
-from loop.rounds import Loop, Submission
+from loop.rounds import Loop
 from loop.signals import TASK
 from loop.store import Store
+from loop.submitted import Submission
 from loop.views import Gradients
 from loop.worker import run
 from loop.workplace import Workplace
@@ -168,7 +169,7 @@ def campaign(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[L
         nib.save(nib.Nifti1Image(phantom.label, phantom.affine), labels / "final" / f"{name}.nii.gz")
         found.append(Found(name, f"{name}.nii.gz", "1", (32, 32, 8), (1.0, 1.0, 3.0)))
     loop.catalogue.sync(found, [], 0.0)
-    loop.composed({"patient0": loop.tell("patient0", Submission("", "d", "f", list(range(8)), None, {}))})
+    loop.submitted.composed({"patient0": loop.tell("patient0", Submission("", "d", "f", list(range(8)), None, {}))})
     yield loop, Workplace(tmp_path, tmp_path / "state", labels, store.url, config.to_json())
     store.close()
 

@@ -14,8 +14,8 @@ import sqlalchemy as sa
 from datastore.volume_io import read_header
 from loop.config import AppConfig
 from loop.errors import BadInput, NextSliceError
-from loop.rounds import Loop
 from loop.store import Store, labels
+from loop.submitted import Submitted
 
 _TRIES = 5
 _WAIT_SECONDS = 0.5
@@ -72,7 +72,7 @@ def read_annotated(studies: Path, config: AppConfig, scratch: Path) -> Annotated
     root, state = studies.resolve(), config.state_dir(str(studies))
     masks = (root if state == root / ".nextslice" else state) / "labels" / "final"
     with _opened(config.store_url or f"sqlite:///{state / 'store.sqlite'}", scratch) as store:
-        rows = Loop(store, config).labeled_images()
+        rows = Submitted(store).labeled_images()
         _check_classes(store, config)
     whole: dict[str, Whole] = {}
     partial: dict[str, tuple[int, int]] = {}

@@ -24,8 +24,9 @@ from datastore.volume_io import read_volume, write_volume
 from loop.config import AppConfig
 from loop.durable import atomic
 from loop.errors import NextSliceError
-from loop.rounds import Loop, Submission
+from loop.rounds import Loop
 from loop.store import Store
+from loop.submitted import Submission
 from loop.worker import run as run_job
 from loop.workplace import Workplace
 from models import representation
@@ -212,7 +213,7 @@ class Run:
         submission = Submission(
             annotator="truth", digest="", file=answer.name, slices=slices, ticket=None, params={}, voxels=voxels
         )
-        self.loop.composed({image_id: self.loop.tell(image_id, submission)})
+        self.loop.submitted.composed({image_id: self.loop.tell(image_id, submission)})
 
     def _train(self) -> float:
         """Seconds of the training; 0 if it was done before."""
