@@ -23,7 +23,7 @@ from trainers.augment import Changes, augmented
 from trainers.data import Case
 from trainers.engine import Trained, train
 from trainers.losses import partial_dice_ce
-from trainers.metrics import dice, dice_counts, mean_dice
+from trainers.metrics import dice, dice_counts, dice_counts_of_each, mean_dice
 from trainers.settings import Settings
 
 CPU = torch.device("cpu")
@@ -130,6 +130,21 @@ def test_dice_counts_only_what_is_annotated() -> None:
     counts = dice_counts(prediction, target, 4)
     assert counts.tolist() == [[2, 3, 3], [0, 1, 0], [0, 0, 0]]
     np.testing.assert_array_equal(dice(counts), [2 / 3, 0, np.nan])
+
+
+def test_the_counts_of_each_item_are_those_of_the_item_alone() -> None:
+    generator = torch.Generator().manual_seed(2)
+    # 4 and 5 are no classes of ours.
+    prediction, target = (torch.randint(6, (5, 7, 9), generator=generator).to(torch.uint8) for _ in range(2))
+    target[torch.rand(target.shape, generator=generator) < 0.3] = IGNORED
+    counts = dice_counts_of_each(prediction, target, 4)
+    for k in range(1, 4):
+        ours, theirs = (values == k for values in (prediction, target))
+        known = target != IGNORED
+        for place, mask in enumerate((ours & theirs, ours & known, theirs)):
+            assert counts[:, k - 1, place].tolist() == mask.sum((1, 2)).tolist()
+    np.testing.assert_array_equal(counts, [dice_counts(p, t, 4) for p, t in zip(prediction, target, strict=True)])
+    np.testing.assert_array_equal(dice(counts)[3], dice(counts[3]))
 
 
 @pytest.mark.parametrize(

@@ -17,16 +17,28 @@ _DRAWS = 1000
 
 def dice_counts(prediction: Tensor, target: Tensor, n_classes: int) -> npt.NDArray[np.float64]:
     """(n_classes - 1, 3) voxel counts of each foreground class: overlap, predicted, true; IGNORED targets do not count."""
-    valid, side = target != IGNORED, n_classes + 1
-    # What is no class of ours is counted together as one more.
-    predicted, true = (values[valid].int().clamp_max(n_classes) for values in (prediction, target))
-    joint = torch.bincount(true * side + predicted, minlength=side**2).reshape(side, side).cpu().numpy()
-    return np.stack([joint.diagonal(), joint.sum(0), joint.sum(1)], 1)[1:n_classes].astype(float)
+    (counts,) = dice_counts_of_each(prediction[None], target[None], n_classes)
+    found: npt.NDArray[np.float64] = counts
+    return found
+
+
+def dice_counts_of_each(prediction: Tensor, target: Tensor, n_classes: int) -> npt.NDArray[np.float64]:
+    """(N, n_classes - 1, 3) as `dice_counts`, of each of the items (N, *S)."""
+    # What is no class of ours is counted together as one more; targets that do not count have a row to be dropped.
+    side, items = n_classes + 1, len(target)
+    true = target.int().clamp_max(n_classes).masked_fill_(target == IGNORED, side)
+    joint = true.mul_(side).add_(prediction.int().clamp_max(n_classes)).reshape(items, -1)
+    joint += torch.arange(items, device=joint.device, dtype=joint.dtype)[:, None] * (side * (side + 1))
+    table = torch.bincount(joint.flatten(), minlength=items * side * (side + 1)).cpu().numpy()
+    counts = table.reshape(items, side + 1, side)[:, :side]
+    sums = [counts.diagonal(axis1=1, axis2=2), counts.sum(1), counts.sum(2)]
+    return np.stack(sums, 2)[:, 1:n_classes].astype(float)
 
 
 def dice(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """(n_classes - 1,) Dice in [0, 1], higher is better; NaN for a class that is neither predicted nor there."""
-    overlap, predicted, true = counts.T
+    """(..., n_classes - 1) Dice in [0, 1] of counts (..., n_classes - 1, 3), higher is better; NaN for a class that is neither
+    predicted nor there."""
+    overlap, predicted, true = np.moveaxis(counts, -1, 0)
     with np.errstate(invalid="ignore"):
         scores: npt.NDArray[np.float64] = 2 * overlap / (predicted + true)
     return scores

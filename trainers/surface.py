@@ -54,6 +54,7 @@ def _of(
     surfaces = [
         np.argwhere(mask[box] & ~ndimage.binary_erosion(mask[box])) * np.array(spacing) for mask in (prediction, truth)
     ]
-    there_and_back = [KDTree(other).query(one)[0] for one, other in (surfaces, surfaces[::-1])]
+    # Splitting at the middle, not at the median, is quicker for points of a grid; the distances are the same.
+    there_and_back = [KDTree(other, balanced_tree=False).query(one)[0] for one, other in (surfaces, surfaces[::-1])]
     hausdorff = max(float(np.percentile(distances, _PERCENT)) for distances in there_and_back)
     return hausdorff, float(np.concatenate(there_and_back).mean())

@@ -15,8 +15,8 @@ from infers.engine import Segmenter, pick_device
 from loop.config import AppConfig
 from loop.read_ahead import ahead
 from models.spec import ModelSpec
-from trainers.metrics import dice, dice_counts
-from trainers.surface import measures
+from trainers.metrics import dice, dice_counts_of_each
+from trainers.surface import surface_distances
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,10 @@ def _scores(
     axis: int,
 ) -> list[Score]:
     true, classes = truth.array.astype(np.uint8), len(labels) + 1
-    slices = zip(np.moveaxis(predicted, axis, 0), np.moveaxis(true, axis, 0), strict=True)
-    per_slice = np.array([dice(dice_counts(torch.from_numpy(p), torch.from_numpy(t), classes)) for p, t in slices])
-    whole = measures(predicted, true, classes, truth.spacing)
+    by_slice, true_by_slice = (torch.from_numpy(np.moveaxis(mask, axis, 0)) for mask in (predicted, true))
+    counts = dice_counts_of_each(by_slice, true_by_slice, classes)
+    per_slice = dice(counts)
+    whole = np.column_stack([dice(counts.sum(0)), surface_distances(predicted, true, classes, truth.spacing)])
     return [
         Score(patient, image_id, label, _mean(per_slice[:, k]), *map(_number, whole[k]))
         for k, label in enumerate(labels)
