@@ -219,9 +219,10 @@ def test_starts_that_are_not_the_same_are_said(campaign: Path) -> None:
         rows.to_csv(campaign / "scores.csv", index=False)
         page = Page(write_report(campaign)).text
         texts = (page, (campaign / "report.md").read_text())
-        return [found for text in texts for found in re.findall(r"With seeds (.+?) not all strategies begin", text)]
+        return [found for text in texts for found in re.findall(r"With (seeds? .+?) not all strategies begin", text)]
 
-    assert same(1) == ["0, 2"] * 2
+    assert same(1) == ["seeds 0, 2"] * 2
+    assert same(0, 1) == ["seed 2"] * 2
     assert same(0, 1, 2) == []
 
 

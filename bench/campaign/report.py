@@ -93,7 +93,7 @@ def _told(summary: Summary, pictures: dict[str, Picture], skipped: dict[str, str
         "title": str(tables.facts.get("title") or "Annotation campaign"),
         "facts": _facts(tables),
         "missing": tables.missing(),
-        "uneven_starts": ", ".join(map(str, tables.uneven_starts())),
+        "uneven_starts": tables.uneven_starts(),
         "command": str(tables.facts.get("command", "")),
         "scale": str(tables.facts.get("scale", "")).rstrip(". "),
         "summary": summary,
