@@ -55,14 +55,16 @@ class Rule:
     refit: bool = True
 
 
-RULES: Mapping[str, Rule] = {
+RULES: dict[str, Rule] = {
     # Two budgets are the strategy's default, and what the paper has on images (n_unc 64, n_rep 32).
     "bsq": Rule(2 * _PICKS),
     "bsq, whole pool": Rule(),
     "bsq, whole pool, no refit": Rule(refit=False),
     "random": Rule(_PICKS),
 }
-_LOOKED_AT = (15, 20, 30, 40, 80, 160, None)
+_MORE_RULES: Mapping[str, Rule] = RULES | {str(n): Rule(n) for n in (15, 30, 40, 80, 160)}
+_BY_CANDIDATES = {"15": "15", "20": "bsq", "30": "30", "40": "40", "80": "80", "160": "160", "all": "bsq, whole pool"}
+"""What the table of candidates calls them, and the rule's name among those that are measured on the even pool."""
 
 
 @dataclass(frozen=True)
@@ -246,23 +248,22 @@ def _above_random(found: Measured, curves: Curves, rule: str, turns: slice) -> s
     return f"{mean:+.3f} ({error:.3f})"
 
 
-def by_candidates(draws: Sequence[Draw], *, rounds: int = _ROUNDS, seed: int = 0) -> str:
+def _turns(found: Measured) -> dict[str, slice]:
+    """The rounds that are shown, after the start, and the mean of all."""
+    rounds = next(iter(found.annotated.values())).shape[1]
+    return {str(n): slice(n, n + 1) for n in _SHOWN if 0 < n < rounds} | {"mean of all rounds": slice(1, None)}
+
+
+def by_candidates(found: Measured) -> str:
     """Table: what becomes of the annotated's entropy with how many candidates eq. 7 chooses among."""
-    rules = {"all" if n is None else str(n): Rule(n) for n in _LOOKED_AT} | {"random": RULES["random"]}
-    found = measure(draws, rules=rules, rounds=rounds, seed=seed)
-    shown = [n for n in _SHOWN if 0 < n <= rounds]
+    turns = _turns(found)
     rows = [
-        [
-            name,
-            *(_above_random(found, found.annotated, name, slice(n, n + 1)) for n in shown),
-            _above_random(found, found.annotated, name, slice(1, None)),
-        ]
-        for name in rules
-        if name != "random"
+        [candidates, *(_above_random(found, found.annotated, rule, some) for some in turns.values())]
+        for candidates, rule in _BY_CANDIDATES.items()
     ]
     return table(
-        f"even pool: entropy of the annotated above random's by candidates, {len(draws)} draws, mean (standard error)",
-        ["candidates", *map(str, shown), "mean of all rounds"], rows,
+        f"even pool: entropy of the annotated above random's by candidates, {len(found.pools)} draws, mean (standard error)",
+        ["candidates", *turns], rows,
     )  # fmt: skip
 
 
@@ -280,13 +281,12 @@ def report(found: Measured, name: str) -> str:
         last = ["mean of all rounds", "", *(cell(curves[rule][:, 1:].mean(1)) for rule in RULES)]
         return table(title, ["round", "items", *RULES], [*rows, last])
 
-    turns = {str(n): slice(n, n + 1) for n in rounds if n} | {"mean of all rounds": slice(1, None)}
     compared = [
         [
             label,
             *(_above_random(found, curves, rule, some) for curves in (found.annotated, found.picked) for rule in ours),
         ]
-        for label, some in turns.items()
+        for label, some in _turns(found).items()
     ]
     fits = [
         [str(n), *(f"{curves[rule][:, n].mean():.3f}" for curves in (found.gap, found.spread) for rule in RULES)]
@@ -348,12 +348,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     epochs, draws, seed = chosen.epochs, chosen.draws, chosen.seed
     even, thin = even_draws(digits(epochs, seed), draws, seed), thinned_draws(epochs, draws, seed)
     results = {
-        name: measure(some, rounds=chosen.rounds, seed=seed)
-        for name, some in {"even pool": even, "imbalanced pool": thin}.items()
+        "even pool": measure(even, rules=_MORE_RULES, rounds=chosen.rounds, seed=seed),
+        "imbalanced pool": measure(thin, rounds=chosen.rounds, seed=seed),
     }
     for name, found in results.items():
         print(report(found, name))
-    print(by_candidates(even, rounds=chosen.rounds, seed=seed))
+    print(by_candidates(results["even pool"]))
     pool = float(np.mean([class_entropy(draw.found.classes) for draw in thin]))
     print(f"\nMean entropy of the imbalanced pools: {pool:.3f}")
     plot(results, pool, chosen.folder / "bsq-digits.png")

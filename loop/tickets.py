@@ -61,7 +61,7 @@ class Wanted:
 
 
 class Leases:
-    """Tickets within somebody's transaction: `loop.rounds.Loop` opens it, and is the only one who writes.
+    """Tickets, each step within a transaction that `loop.rounds.Loop` opens.
 
     Args:
         clock: seconds since the epoch.

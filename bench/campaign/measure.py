@@ -16,7 +16,7 @@ from loop.config import AppConfig
 from loop.read_ahead import ahead
 from models.spec import ModelSpec
 from trainers.metrics import dice, dice_counts_of_each
-from trainers.surface import surface_distances
+from trainers.surface import measures
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,8 @@ def _scores(
 ) -> list[Score]:
     true, classes = truth.array.astype(np.uint8), len(labels) + 1
     by_slice, true_by_slice = (torch.from_numpy(np.moveaxis(mask, axis, 0)) for mask in (predicted, true))
-    counts = dice_counts_of_each(by_slice, true_by_slice, classes)
-    per_slice = dice(counts)
-    whole = np.column_stack([dice(counts.sum(0)), surface_distances(predicted, true, classes, truth.spacing)])
+    per_slice = dice(dice_counts_of_each(by_slice, true_by_slice, classes))
+    whole = measures(predicted, true, classes, truth.spacing)
     return [
         Score(patient, image_id, label, _mean(per_slice[:, k]), *map(_number, whole[k]))
         for k, label in enumerate(labels)
